@@ -1,0 +1,22 @@
+"""LilNetX-mini: neural-network compression that you can read, run and trust.
+
+The modules of this level need NumPy and Numba alone and are meant to be read in this order:
+
+    latent     rounding, the decoder psi, kernel slices
+    density    a learned probability for every integer
+    rate       how many bits an array of integers costs
+    prior      norms that make whole slices vanish
+    frequency  probabilities as integer tables
+    rans       from tables to bytes and back
+    context    adaptive probabilities: fewer bytes for trained latents
+    lnx        the file
+    conv       convolutions on arrays
+    runtime    running a decoded network
+
+``lilnetx_mini.nn`` holds the same ideas for torch, and is imported only when you ask for it.
+"""
+
+from .errors import InputError, LilnetxError, LnxError
+
+__version__ = "0.1.0"
+__all__ = ["InputError", "LilnetxError", "LnxError", "__version__"]

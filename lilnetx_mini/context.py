@@ -1,0 +1,351 @@
+"""Adaptive coding of trained latents: probabilities that are learned while coding, by both sides alike.
+
+A trained layer is not a bag of independent numbers: some output channels are nearly dead, some inputs hardly read, and
+a slice with one non-zero weight tends to have several. A static table per group cannot say so. Here every yes-or-no
+decision ("is this slice zero?", "is this coefficient zero?", "negative?", "larger than m?") is predicted from several
+contexts at once, each a counter that has seen the decisions made in its situation; a small online mixer weighs their
+opinions (logistic mixing, as in Mahoney's PAQ), and a binary arithmetic coder turns prediction and outcome into bytes.
+
+Encoder and decoder run the very same kernel on integers alone, so they cannot disagree on any platform. The pure-Python
+twin is the kernel itself with ``NUMBA_DISABLE_JIT=1``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .errors import InputError, LnxError
+from .latent import LARGEST, IntArray
+
+# -- fixed tables, built in integer arithmetic ------------------------------------------------------------------------
+
+STEPS = 256  # stretched probabilities are in units of 1/256: log-odds between -8 and 8
+HALF = 8 * STEPS
+
+
+def _squash_table() -> NDArray[np.int64]:
+    """65536 / (1 + exp(-x / 256)) for x = -2048 .. 2047, from powers of exp(-1/256) in 64-bit fixed point."""
+    step, power, out = 18374827034086858296, 1 << 64, []  # floor(exp(-1/256) * 2**64)
+    for _ in range(HALF + 1):
+        out.append((1 << 81) // ((1 << 64) + power) + 1 >> 1)
+        power = power * step >> 64
+    upper = np.array(out, np.int64)
+    return np.clip(np.concatenate([65536 - upper[:0:-1], upper[:-1]]), 24, 65536 - 24)
+
+
+SQUASH = _squash_table()
+STRETCH = np.clip(np.searchsorted(SQUASH, np.arange(4096) * 16 + 8, side="right") - 1, 0, 2 * HALF - 1).astype(np.int64) - HALF
+LIMIT = 255  # a counter stops slowing down after this many decisions
+RATE = (2 * 65536 // (2 * np.arange(LIMIT + 1) + 3)).astype(np.int64)  # 1 / (n + 1.5)
+TRUST = (256 * (2 * np.arange(LIMIT + 1) + 1) // (2 * np.arange(LIMIT + 1) + 4)).astype(np.int64)  # a new counter speaks softly
+COST = -np.log2((np.arange(4096) + 0.5) / 4096)  # for reports only: no coded bit depends on it
+
+LEARN = 14  # the mixer's learning rate is 2**-LEARN in its units
+START_WEIGHT = 20000  # of 65536, for each context
+
+# -- the arithmetic coder ---------------------------------------------------------------------------------------------
+# The coder's state is [lowest, highest, code, position]: an interval of 32-bit numbers, the number being decoded and the
+# place in the buffer. Leading bytes that both ends share are settled and leave the interval.
+
+
+@njit(cache=True, inline="always")
+def _code(bit, p, ac, buf, decoding):
+    """One decision with probability p / 65536 of being 1. Invariant: lowest < highest, and code lies between them."""
+    lowest, highest = ac[0], ac[1]
+    middle = lowest + ((highest - lowest) * p >> 16)
+    if decoding:
+        bit = 1 if ac[2] <= middle else 0
+    if bit:
+        highest = middle
+    else:
+        lowest = middle + 1
+    while (lowest ^ highest) & 0xFF000000 == 0:
+        if decoding:
+            following = np.int64(buf[ac[3]]) if ac[3] < buf.size else 0
+            ac[2] = (ac[2] << 8 | following) & 0xFFFFFFFF
+        elif ac[3] < buf.size:
+            buf[ac[3]] = highest >> 24
+        ac[3] += 1
+        lowest = lowest << 8 & 0xFFFFFFFF
+        highest = highest << 8 & 0xFFFFFFFF | 0xFF
+    ac[0], ac[1] = lowest, highest
+    return bit
+
+
+@njit(cache=True)
+def _decide(bit, ctx, k, weights, prob, seen, stretched, ac, buf, decoding, cost, line):
+    """One decision predicted by the k counters ctx[:k] and mixed with `weights`; counters and weights learn from it."""
+    dot = 0
+    for j in range(k):
+        c = ctx[j]
+        s = STRETCH[prob[c] >> 4] * TRUST[seen[c]] >> 8
+        stretched[j] = s
+        dot += weights[j] * s
+    x = min(max(dot >> 16, -HALF), HALF - 1)
+    p = SQUASH[x + HALF]
+    bit = _code(bit, p, ac, buf, decoding)
+    cost[line] += COST[p >> 4] if bit else COST[4095 - (p >> 4)]
+    error = (bit << 16) - p
+    for j in range(k):
+        c = ctx[j]
+        weights[j] += stretched[j] * error >> LEARN
+        prob[c] += ((bit << 16) - bit - prob[c]) * RATE[seen[c]] >> 16
+        seen[c] = min(seen[c] + 1, LIMIT)
+    return bit
+
+
+@njit(cache=True)
+def _flags(flags, rows, cols, ac, buf, decoding, cost):
+    """Significance of every slice, layer by layer, row by row; `flags` is read or filled.
+
+    Contexts: the layer, the row (output channel), the column (input channel), the three neighbours before this slice,
+    and how alive row and column have been so far, jointly.
+    """
+    layers, most_rows, most_cols = rows.size, rows.max(), cols.max()
+    base_row = layers
+    base_col = base_row + most_rows
+    base_near = base_col + most_cols
+    base_joint = base_near + 8 * layers
+    prob = np.full(base_joint + 256, 32768, np.int64)
+    seen = np.zeros(prob.size, np.int64)
+    ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
+    weights = np.full((layers, 6), START_WEIGHT, np.int64)
+    at = 0
+    for layer in range(layers):
+        prob[base_row:base_near] = 32768
+        seen[base_row:base_near] = 0
+        for o in range(rows[layer]):
+            for i in range(cols[layer]):
+                left = flags[at - 1] if i > 0 else 0
+                left2 = flags[at - 2] if i > 1 else 0
+                up = flags[at - cols[layer]] if o > 0 else 0
+                row, col = base_row + o, base_col + i
+                ctx[0], ctx[1], ctx[2] = layer, row, col
+                ctx[3] = base_near + 8 * layer + 4 * left + 2 * left2 + up
+                ctx[4] = base_joint + 16 * (prob[row] >> 12) + (prob[col] >> 12)
+                flags[at] = _decide(flags[at], ctx, 5, weights[layer], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                at += 1
+
+
+@njit(cache=True)
+def _magnitude(value, ctx, k, step, weights, prob, seen, stretched, ac, buf, decoding, cost, line):
+    """A magnitude of at least 1: up to 14 "is it larger?" decisions, then Exp-Golomb. Context j moves on by step a decision."""
+    m = 1
+    while m < 15:
+        more = _decide(1 if value > m else 0, ctx, k, weights, prob, seen, stretched, ac, buf, decoding, cost, line)
+        if more == 0:
+            return m
+        m += 1
+        for j in range(k):
+            ctx[j] += step
+    rest = value - 15
+    bits = 0
+    while bits < 15:  # how many bits rest + 1 has beyond its first
+        more = _code(1 if (rest + 1) >> (bits + 1) else 0, 32768, ac, buf, decoding)
+        cost[line] += 1
+        if more == 0:
+            break
+        bits += 1
+    low = 0
+    for b in range(bits - 1, -1, -1):
+        low = low << 1 | _code((rest + 1) >> b & 1, 32768, ac, buf, decoding)
+        cost[line] += 1
+    return 15 + (1 << bits | low) - 1
+
+
+@njit(cache=True)
+def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
+    """Values of the non-zero slices, position by position: zero or not, sign, magnitude. `q` is read or filled.
+
+    Contexts: the position and how many non-zeros came before it in this slice, the neighbours to the left and above
+    inside the kernel, the layer, the row, and the same position of the row's last non-zero slice. The last position of a
+    slice with nothing before it needs no flag: the slice is known not to be zero.
+    """
+    d = q.shape[1]
+    layers, most_rows = rows.size, rows.max()
+    z_near = 4 * d
+    z_layer = z_near + 9
+    z_row = z_layer + 4 * layers
+    z_last = z_row + most_rows
+    s_near = z_last + 3 * d
+    s_last = s_near + 9
+    s_layer = s_last + 3 * d
+    s_row = s_layer + layers
+    m_near = s_row + 3 * most_rows
+    m_layer = m_near + 16 * 9
+    m_place = m_layer + 16 * layers
+    prob = np.full(m_place + 16 * d, 32768, np.int64)
+    seen = np.zeros(prob.size, np.int64)
+    ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
+    weights = np.full((3, 6), START_WEIGHT, np.int64)
+    last = np.zeros(d, np.int64)
+    at = 0
+    for layer in range(layers):
+        prob[z_row:z_last] = 32768
+        seen[z_row:z_last] = 0
+        prob[s_row:m_near] = 32768
+        seen[s_row:m_near] = 0
+        for o in range(rows[layer]):
+            last[:] = 0
+            for _ in range(cols[layer]):
+                if flags[at]:
+                    count = 0
+                    for j in range(d):
+                        left = q[at, j - 1] if j % width else 0
+                        up = q[at, j - width] if j >= width else 0
+                        near = 3 * min(abs(left), 2) + min(abs(up), 2)
+                        value = q[at, j]
+                        nonzero = 1
+                        if j < d - 1 or count > 0:
+                            ctx[0], ctx[1] = 4 * j + min(count, 3), z_near + near
+                            ctx[2], ctx[3] = z_layer + 4 * layer + min(count, 3), z_row + o
+                            ctx[4] = z_last + 3 * j + min(abs(last[j]), 2)
+                            nonzero = _decide(1 if value else 0, ctx, 5, weights[0], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                        if nonzero:
+                            count += 1
+                            left_sign, up_sign, last_sign = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
+                            ctx[0], ctx[1] = s_near + 3 * left_sign + up_sign, s_last + 3 * j + last_sign
+                            ctx[2], ctx[3] = s_layer + layer, s_row + 3 * o + left_sign
+                            negative = _decide(1 if value < 0 else 0, ctx, 4, weights[1], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                            ctx[0], ctx[1], ctx[2] = m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j
+                            size = _magnitude(abs(value), ctx, 3, 1, weights[2], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                            value = -size if negative else size
+                        else:
+                            value = 0
+                        q[at, j] = value
+                        last[j] = value
+                at += 1
+
+
+@njit(cache=True)
+def _ints(values, kinds, kind_count, ac, buf, decoding, cost):
+    """Plain integers: zero or not, sign, number of bits, then the bits below the first. Contexts: the kind of number,
+    and the kind together with the size of the number before."""
+    per = 2 + 20 + 40
+    prob = np.full(kind_count * per * 19, 32768, np.int64)
+    seen = np.zeros(prob.size, np.int64)
+    ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
+    weights = np.full((kind_count, 3, 6), START_WEIGHT * 3 // 2, np.int64)
+    size_before = 0
+    for n in range(values.size):
+        kind = kinds[n]
+        value = values[n]
+        here = per * kind
+        joint = per * (kind_count + kind * 18 + size_before)
+        ctx[0], ctx[1] = here, joint
+        size_before = 0
+        if _decide(1 if value else 0, ctx, 2, weights[kind, 0], prob, seen, stretched, ac, buf, decoding, cost, kind):
+            ctx[0], ctx[1] = here + 1, joint + 1
+            negative = _decide(1 if value < 0 else 0, ctx, 2, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind)
+            size = abs(value)
+            bits = 0
+            while bits < 16:
+                ctx[0], ctx[1] = here + 2 + bits, joint + 2 + bits
+                if _decide(1 if size >> (bits + 1) else 0, ctx, 2, weights[kind, 2], prob, seen, stretched, ac, buf, decoding, cost, kind) == 0:
+                    break
+                bits += 1
+            out = 1
+            for b in range(bits - 1, -1, -1):
+                bit = size >> b & 1
+                if b == bits - 1:
+                    ctx[0] = here + 22 + bits
+                    bit = _decide(bit, ctx, 1, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind)
+                else:
+                    bit = _code(bit, 32768, ac, buf, decoding)
+                    cost[kind] += 1
+                out = out << 1 | bit
+            value = -out if negative else out
+            size_before = bits + 1
+        else:
+            value = 0
+        values[n] = value
+
+
+# -- bytes in, bytes out ----------------------------------------------------------------------------------------------
+
+
+def _encode(kernel, args: tuple, lines: int, guess: int) -> tuple[bytes, NDArray[np.float64]]:
+    """Run a kernel as encoder; if the buffer was too small, once more with the size that it turned out to need."""
+    while True:
+        buf, ac, cost = np.zeros(guess, np.uint8), np.array([0, 0xFFFFFFFF, 0, 0], np.int64), np.zeros(lines)
+        kernel(*args, ac, buf, False, cost)
+        if ac[3] + 4 <= guess:
+            break
+        guess = int(ac[3]) + 4
+    lowest, highest, end = int(ac[0]), int(ac[1]), int(ac[3])
+    for n in range(5):  # the shortest ending that the decoder, which reads zeros after it, takes for a number inside
+        tail = -(-lowest >> 8 * (4 - n)) << 8 * (4 - n)
+        if lowest <= tail <= highest:
+            break
+    data = buf[:end].tobytes() + tail.to_bytes(4, "big")[:n]
+    return data.rstrip(b"\0"), cost
+
+
+def _decode(kernel, args: tuple, lines: int, data: bytes) -> NDArray[np.float64]:
+    """Run a kernel as decoder; LnxError if it wanted more bytes than a stream of this length can have."""
+    buf, cost = np.frombuffer(data, np.uint8).copy(), np.zeros(lines)
+    head = (data[:4] + b"\0\0\0\0")[:4]
+    ac = np.array([0, 0xFFFFFFFF, int.from_bytes(head, "big"), 4], np.int64)
+    kernel(*args, ac, buf, True, cost)
+    if len(data) > ac[3]:
+        raise LnxError("stream", f"{len(data)} bytes, but decoding needed no more than {ac[3]} (damaged?)")
+    return cost
+
+
+def _shapes(shapes: list[tuple[int, int]], slices: int) -> tuple[NDArray, NDArray]:
+    rows, cols = (np.array(x, np.int64) for x in zip(*shapes, strict=True))
+    if int((rows * cols).sum()) != slices:
+        raise InputError(f"layers of {shapes} slices do not make up {slices}")
+    return rows, cols
+
+
+def encode_flags(flags: NDArray, shapes: list[tuple[int, int]]) -> tuple[bytes, NDArray[np.float64]]:
+    """Significance flags (S,) of layers with the given (rows, columns): returns the stream and the bits of each layer."""
+    rows, cols = _shapes(shapes, len(flags))
+    return _encode(_flags, (np.array(flags, np.int64), rows, cols), len(shapes), len(flags) // 4 + 64)
+
+
+def decode_flags(data: bytes, shapes: list[tuple[int, int]], slices: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The inverse of `encode_flags`: (S,) zeros and ones, and the bits of each layer."""
+    rows, cols = _shapes(shapes, slices)
+    flags = np.zeros(slices, np.int64)
+    return flags, _decode(_flags, (flags, rows, cols), len(shapes), data)
+
+
+def encode_coefficients(q: IntArray, shapes: list[tuple[int, int]], width: int) -> tuple[bytes, NDArray[np.float64]]:
+    """Values (S, d) of the slices that are not zero; `width` is the kernel's last extent. Returns stream and bits a layer."""
+    rows, cols = _shapes(shapes, len(q))
+    q = np.array(q, np.int64)
+    if np.abs(q).max(initial=0) > LARGEST:
+        raise InputError(f"latents up to {np.abs(q).max()}: at most {LARGEST} can be coded")
+    flags = q.any(1).astype(np.int64)
+    return _encode(_coefficients, (q, flags, rows, cols, width), len(shapes), 2 * int(flags.sum()) * q.shape[1] + 64)
+
+
+def decode_coefficients(data: bytes, flags: NDArray, shapes: list[tuple[int, int]], d: int, width: int) -> tuple[IntArray, NDArray[np.float64]]:
+    """The inverse of `encode_coefficients`, given the flags: (S, d) integers, and the bits of each layer."""
+    rows, cols = _shapes(shapes, len(flags))
+    q = np.zeros((len(flags), d), np.int64)
+    cost = _decode(_coefficients, (q, np.asarray(flags, np.int64), rows, cols, width), len(shapes), data)
+    if np.abs(q).max(initial=0) > LARGEST:
+        raise LnxError("stream", f"a latent of {np.abs(q).max()} is beyond {LARGEST} (damaged?)")
+    return q, cost
+
+
+def encode_ints(values: IntArray, kinds: IntArray) -> tuple[bytes, NDArray[np.float64]]:
+    """Integers (n,) below 2**17 with a small non-negative kind each: returns the stream and the bits of each kind."""
+    values, kinds = np.array(values, np.int64), np.asarray(kinds, np.int64)
+    if np.abs(values).max(initial=0) >= 1 << 17:
+        raise InputError(f"integers up to {np.abs(values).max()}: below {1 << 17} is needed")
+    count = int(kinds.max(initial=0)) + 1
+    return _encode(_ints, (values, kinds, count), count, 4 * values.size + 64)
+
+
+def decode_ints(data: bytes, kinds: IntArray) -> tuple[IntArray, NDArray[np.float64]]:
+    """The inverse of `encode_ints`."""
+    kinds = np.asarray(kinds, np.int64)
+    count = int(kinds.max(initial=0)) + 1
+    values = np.zeros(kinds.size, np.int64)
+    return values, _decode(_ints, (values, kinds, count), count, data)

@@ -1,0 +1,255 @@
+"""One call turns a network's weights into latents; the object it returns owns what training and saving need."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .. import lnx, streams
+from .. import latent as core
+from ..errors import InputError
+from .latent import Decoded, Group
+from .prior import slice_norms
+from .rate import noisy_rate, rate
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+DECODER_BITS = 8
+LEVELS = 4  # init="from_weights": this many quantisation steps in a standard deviation of a group's weights
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """The three terms of the objective, each divided by the number of weights N and without its multiplier.
+
+    rate   bits a weight, estimated with uniform noise (differentiable)
+    group  sum of slice norms / N
+    l2     sum of squared latents / N
+    """
+
+    rate: Tensor
+    group: Tensor
+    l2: Tensor
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One reparameterised weight tensor: name in the state dict, module and attribute, group, shape, axes, conv groups."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    group: Group
+    shape: tuple[int, ...]
+    transposed: bool
+    conv_groups: int
+
+    @property
+    def latents(self) -> nn.Parameter:
+        """(S, d), the trained parameter."""
+        return self.module.parametrizations[self.attribute].original
+
+
+def _weights_of(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Attributes of a module that hold a weight of ours, with their kernel shape."""
+    if isinstance(module, CONVOLUTIONS + TRANSPOSED):
+        yield "weight", tuple(module.kernel_size)
+    elif isinstance(module, (nn.Linear, nn.Embedding)):
+        yield "weight", ()
+    elif isinstance(module, nn.MultiheadAttention):
+        yield from ((name, ()) for name in ATTENTION if getattr(module, name, None) is not None)
+
+
+def _check(name: str, weight: Tensor, module: nn.Module, attribute: str) -> None:
+    if parametrize.is_parametrized(module, attribute):
+        raise InputError(f"{name} is parametrised already: start from a plain network")
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"{name} is {weight.dtype}: call model.float() first; half precision comes back through autocast")
+    if weight.numel() == 0:
+        raise InputError(f"{name} has shape {tuple(weight.shape)}: an empty weight cannot be compressed")
+    if not torch.isfinite(weight).all():
+        raise InputError(f"{name} holds values that are not finite: load or initialise the network again")
+
+
+def _default_kind(slices: int, d: int) -> str:
+    return "scalar" if d == 1 else "full" if slices >= 8 * d else "diagonal"
+
+
+class Compressor:
+    """Owns the groups of a reparameterised network. Made by `reparameterize`."""
+
+    def __init__(self, model: nn.Module, weights: list[Weight], tied: list[tuple[Weight, nn.Module, str]], order: float, dense_prior: bool) -> None:
+        self.model, self.weights, self.tied = model, weights, tied
+        self.order, self.dense_prior = order, dense_prior
+        self.groups = list(dict.fromkeys(w.group for w in weights))
+        self.count = sum(math.prod(w.shape) for w in weights)
+
+    def tied_names(self) -> list[tuple[str, str]]:
+        """State-dict names of tied weights: (the one that is stored, the one that shares it)."""
+        names = {id(m): n for n, m in self.model.named_modules()}
+        return [(first.name, f"{names[id(module)]}.{attribute}".lstrip(".")) for first, module, attribute in self.tied]
+
+    def latents(self, group: Group) -> Tensor:
+        """All latents of a group, (S, d)."""
+        return torch.cat([w.latents for w in self.weights if w.group is group])
+
+    def penalty(self) -> Penalty:
+        """Rate, group and l2 terms for the loss, from the latents as they are now; fresh noise at every call."""
+        bits = norms = squares = 0.0
+        for group in self.groups:
+            z = self.latents(group)
+            bits = bits + noisy_rate(z, group.density)
+            squares = squares + z.square().sum()
+            if group.d > 1:
+                norms = norms + slice_norms(z, self.order).sum()
+            elif self.dense_prior:
+                norms = norms + z.abs().sum()
+        zero = squares.new_zeros(())
+        return Penalty(bits / self.count, (norms + zero) / self.count, squares / self.count)
+
+    @torch.no_grad()
+    def size(self) -> float:
+        """Bits that the rounded latents would take in an ideal coder under the learned densities."""
+        return float(sum(rate(self.latents(g), g.density) for g in self.groups))
+
+    def coded_bytes(self) -> int:
+        """Bytes that the rounded latents really take in the file."""
+        total = 0
+        for group, stored in zip(self.groups, self.stored_groups(), strict=True):
+            shapes = [w.shape[:2] for w in self.weights if w.group is group]
+            total += streams.encode_adaptive(stored.q, shapes, streams.last_extent(group.kernel)).size
+        return total
+
+    @torch.no_grad()
+    def zeros(self) -> tuple[float, float]:
+        """Fractions of weights' latents that round to zero, and of kernel slices (d > 1) that do so throughout."""
+        weights = slices = count = 0
+        for group in self.groups:
+            q = torch.round(self.latents(group))
+            weights += int((q == 0).sum())
+            if group.d > 1:
+                slices += int((~q.any(1)).sum())
+                count += len(q)
+        return weights / self.count, slices / max(count, 1)
+
+    def parameter_groups(self, lr: float = 0.01, decoder_lr: float | None = None, density_lr: float | None = None,
+                         weight_decay: float = 0.0) -> list[dict]:
+        """For the optimiser: latents, decoders, densities, and everything else, each with its own rate (default `lr`).
+
+        Latents, decoders and densities get no weight decay: the penalties are theirs.
+        """
+        latents = [w.latents for w in self.weights]
+        decoders = [g.free for g in self.groups]
+        densities = [p for g in self.groups for p in g.density.parameters()]
+        ours = {id(p) for p in (*latents, *decoders, *densities)}
+        rest = [p for p in self.model.parameters() if id(p) not in ours and p.requires_grad]
+        rows = [("latents", latents, lr, 0.0), ("decoders", decoders, decoder_lr or lr, 0.0), ("densities", densities, density_lr or lr, 0.0),
+                ("rest", rest, lr, weight_decay)]
+        return [{"name": n, "params": p, "lr": r, "weight_decay": d} for n, p, r, d in rows if p]
+
+    def store_decoders(self, on: bool = True) -> None:
+        """From now on compute with decoders as the file will hold them (8 bits): for the last epochs of training."""
+        for g in self.groups:
+            g.stored_bits = DECODER_BITS if on else None
+
+    def stored_groups(self) -> list[lnx.Group]:
+        """Every group as it would go into the file now; InputError names a latent that is not finite."""
+        out = []
+        for g in self.groups:
+            parts = []
+            for w in self.weights:
+                if w.group is g:
+                    try:
+                        parts.append(core.round_latents(w.latents.detach().cpu().numpy()))
+                    except InputError as e:
+                        raise InputError(f"{w.name}: {e}") from None
+            out.append(lnx.Group(g.stored(DECODER_BITS), np.concatenate(parts)))
+        return out
+
+    def save(self, path: str | os.PathLike, example_input: Tensor | None = None, **options):
+        """Write the file, checked before it gets its name; see `lilnetx_mini.nn.export.save`."""
+        from .export import save
+
+        return save(self, path, example_input, **options)
+
+
+def reparameterize(model: nn.Module, *, leave: Iterable[str] = (), shared_decoders: bool = True, decoder: str | dict | None = None,
+                   order: float = 2.0, dense_prior: bool = False, init: str = "random") -> Compressor:
+    """Turn the weights of a network's convolutions, dense layers, embeddings and attention projections into latents.
+
+    model            any module; changed in place through torch's parametrisations, so ``layer.weight`` still works
+    leave            names of modules to leave alone; shell patterns such as ``"layer1.*"`` are understood
+    shared_decoders  one decoder and density for every kernel shape (default), or for every layer
+    decoder          "full", "diagonal", "scalar" or "dct"; a dict maps kernel shapes such as (3, 3) to one of them.
+                     Default: scalar for dense and 1x1 weights; else full where a group has at least 8 d slices, diagonal below
+    order            norm of the slice prior: 1, 2 or inf
+    dense_prior      also charge dense and 1x1 latents, with their absolute value
+    init             "random" starts anew at the usual variance; "from_weights" keeps what a trained network knows
+    raises           InputError if nothing can be reparameterised, or a weight is of half precision, empty or not finite
+    """
+    if init not in ("random", "from_weights"):
+        raise InputError(f"init={init!r}: 'random' and 'from_weights' are the choices")
+    leave = [leave] if isinstance(leave, str) else list(leave)
+    found, tied, owner = [], [], {}
+    for module_name, module in model.named_modules():
+        for attribute, kernel in _weights_of(module):
+            name = f"{module_name}.{attribute}" if module_name else attribute
+            if any(fnmatch(module_name, p) or fnmatch(name, p) for p in leave):
+                continue
+            weight = getattr(module, attribute)
+            _check(name, weight, module, attribute)
+            if id(weight) in owner:
+                tied.append((owner[id(weight)], module, attribute))
+                continue
+            owner[id(weight)] = len(found)
+            found.append((name, module, attribute, kernel, weight))
+    if not found:
+        kinds = "convolution, dense layer, embedding or attention projection"
+        raise InputError(f"{type(model).__name__} has no {kinds} to reparameterise" + (f" besides those left alone ({', '.join(leave)})" if leave else ""))
+    keys = [kernel if shared_decoders else name for name, _, _, kernel, _ in found]
+    groups = {key: _make_group([f for f, k in zip(found, keys, strict=True) if k == key], decoder, init) for key in dict.fromkeys(keys)}
+    weights = [_attach(*f, groups[key], init) for f, key in zip(found, keys, strict=True)]
+    for index, module, attribute in tied:
+        first = weights[index]
+        parametrize.register_parametrization(module, attribute, Decoded(first.group, torch.Size(first.shape)), unsafe=True)
+        module.parametrizations[attribute].original = first.latents
+    return Compressor(model, weights, [(weights[i], m, a) for i, m, a in tied], order, dense_prior)
+
+
+def _make_group(members: list[tuple], decoder: str | dict | None, init: str) -> Group:
+    kernel = members[0][3]
+    slices = sum(w.shape[0] * w.shape[1] for *_, w in members)
+    kind = decoder.get(kernel) if isinstance(decoder, dict) else decoder
+    kind = kind or _default_kind(slices, math.prod(kernel))
+    if kind not in core.DECODER_KINDS:
+        raise InputError(f"decoder kind {kind!r}: {', '.join(core.DECODER_KINDS)} are the choices")
+    kind = "scalar" if math.prod(kernel) == 1 else kind
+    group = Group(kernel, kind, max(_channels(m, w) for _, m, _, _, w in members)).to(members[0][4].device)
+    if init == "from_weights":
+        everything = torch.cat([w.detach().flatten() for *_, w in members])
+        step = float(everything.square().mean().sqrt()) / LEVELS or 1.0
+        with torch.no_grad():
+            group.free.copy_(step * torch.eye(group.d) if kind == "full" else torch.full_like(group.free, step))
+    return group.to(members[0][4].dtype)
+
+
+def _channels(module: nn.Module, weight: Tensor) -> int:
+    return weight.shape[1] * module.groups if isinstance(module, TRANSPOSED) else weight.shape[0]
+
+
+def _attach(name: str, module: nn.Module, attribute: str, kernel: tuple[int, ...], weight: Tensor, group: Group, init: str) -> Weight:
+    shape = tuple(weight.shape)
+    decoded = Decoded(group, weight.shape)
+    z = decoded.right_inverse(weight) if init == "from_weights" else group.start(shape).to(weight)
+    parametrize.register_parametrization(module, attribute, decoded, unsafe=True)
+    module.parametrizations[attribute].original.data = z.to(weight).contiguous()
+    return Weight(name, module, attribute, group, shape, isinstance(module, TRANSPOSED), getattr(module, "groups", 1))

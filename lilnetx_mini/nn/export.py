@@ -1,0 +1,239 @@
+"""Writing a trained network to a file, and loading a file back into a torch module."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .. import lnx
+from ..errors import ExportError, InputError, UnsupportedOpError
+from ..graph import Graph
+from ..latent import quantise
+from ..runtime import Network
+from .trace import trace
+
+if TYPE_CHECKING:
+    from .compressor import Compressor
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TOLERANCE = 1e-4  # relative to the largest output
+PROBES = 3  # random batches on which runtime and module are compared
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote: the path, the file's bytes, why there is no graph if there is none, the largest difference seen."""
+
+    path: str
+    file_bytes: int
+    note: str
+    difference: float
+
+
+def _foldable(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) and module.running_mean is not None and module.affine
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor besides the latents, before it is quantised (bits) or stored as it is (None)."""
+
+    name: str
+    role: str
+    values: np.ndarray
+    bits: int | None
+
+
+def _side(t: _Tensor) -> lnx.Side:
+    """Quantised to t.bits, or to as many more as keep the typical value apart from a few huge ones."""
+    typical = float(np.median(np.abs(t.values[t.values != 0]))) if t.values.any() else 0.0
+    for bits in range(t.bits, 17):
+        try:
+            ints, exponent = quantise(t.values, bits)
+        except InputError as e:
+            raise InputError(f"{t.name}: {e}") from None
+        if typical == 0 or 2.0**exponent <= typical / 16:
+            break
+    return lnx.Side(t.name, t.role, ints, exponent)
+
+
+def fold_norm(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift to which a norm layer with running statistics comes down in eval mode, float64."""
+    weight, bias, mean, var = (x.detach().double().cpu().numpy() for x in (module.weight, module.bias, module.running_mean, module.running_var))
+    scale = weight / np.sqrt(var + module.eps)
+    return scale, bias - mean * scale
+
+
+def _strip(module: nn.Module) -> None:
+    """Replace a module's parametrised attributes by ordinary parameters.
+
+    torch's own remove_parametrizations edits the module's class, which a deep copy shares with its original.
+    """
+    values = {name: getattr(module, name).detach() for name in module.parametrizations}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
+def plain_copy(compressor: Compressor) -> nn.Module:
+    """An eval-mode copy of the network with ordinary weights, tied ones still tied."""
+    model = copy.deepcopy(compressor.model).eval()
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            _strip(module)
+    modules = dict(model.named_modules())
+    for first, name in compressor.tied_names():
+        owner, _, attribute = name.rpartition(".")
+        source, _, source_attribute = first.rpartition(".")
+        setattr(modules[owner], attribute, getattr(modules[source], source_attribute))
+    return model
+
+
+def _other_tensors(model: nn.Module, coded: set[str], bits: int) -> list[_Tensor]:
+    """Everything besides the latents: folded norm layers and vectors, to be quantised; then other tensors as they are."""
+    sides, raws, seen, folded = [], [], set(), set()
+    for name, module in model.named_modules():
+        if _foldable(module):
+            sides += [_Tensor(name, role, x, bits) for role, x in zip(("scale", "shift"), fold_norm(module), strict=True)]
+            folded |= {f"{name}.{x}".lstrip(".") for x in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in coded or name in folded or id(tensor) in seen or name.endswith("num_batches_tracked"):
+            continue
+        seen.add(id(tensor))
+        values = tensor.detach().cpu().numpy()
+        if isinstance(tensor, nn.Parameter) and tensor.ndim == 1 and tensor.is_floating_point():
+            sides.append(_Tensor(name, "parameter", values, bits))
+        else:
+            raws.append(_Tensor(name, "raw", values.astype(np.float32), None))
+    return sides + raws
+
+
+def _quiet_dead_scales(others: list[_Tensor], graph: Graph, weights: list[np.ndarray]) -> list[_Tensor]:
+    """Scales of channels that are always zero have no effect: give them the cheapest value, the median of the others.
+
+    Trained without signal, such a channel's variance is near zero and its scale huge: it would ruin the common step.
+    """
+    others, readers = list(others), [i for n in graph.nodes for i in n.inputs]
+    for node in graph.nodes:
+        source = graph.nodes[node.inputs[0] - 1] if node.op == "scale_shift" and node.inputs[0] else None
+        if source is None or source.op != "conv" or source.attrs[1] or not 1 <= source.attrs[0] <= len(weights):
+            continue
+        alive = weights[source.attrs[0] - 1].reshape(len(weights[source.attrs[0] - 1]), -1).any(1)
+        number = node.attrs[0] - 1 - len(weights)
+        scale = others[number].values
+        middle = np.median(scale[alive]) if alive.any() else 0.0
+        if readers.count(node.inputs[0]) == 1:
+            others[number] = replace(others[number], values=np.where(alive, scale, middle))
+    return others
+
+
+def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: int = 8) -> tuple[lnx.Model, nn.Module]:
+    """The network as the file's model, and a plain eval-mode copy of the module."""
+    plain = plain_copy(compressor).cpu().float()
+    order = [w for g in compressor.groups for w in compressor.weights if w.group is g]
+    layers = [lnx.Layer(w.name, w.shape, compressor.groups.index(w.group), w.transposed, w.conv_groups) for w in order]
+    shared = {name for _, name in compressor.tied_names()}
+    others = _other_tensors(plain, {x.name for x in layers} | shared, side_bits)
+    latents = lnx.Model(compressor.stored_groups(), layers)
+    graph, note = None, "no example input was given when the file was written"
+    if example_input is not None:
+        names = [x.name for x in layers] + [f"{t.name}.{t.role}" if t.role in ("scale", "shift") else t.name for t in others]
+        numbers = {name: i + 1 for i, name in enumerate(names)}
+        numbers |= {name: numbers[first] for first, name in compressor.tied_names()}
+        try:
+            graph, note = trace(plain, example_input.detach().cpu().float(), numbers), ""
+        except UnsupportedOpError as e:
+            note = str(e)
+    if graph is not None:
+        others = _quiet_dead_scales(others, graph, latents.tensors())
+    sides = [_side(t) for t in others if t.bits]
+    raws = [lnx.Raw(t.name, t.values) for t in others if not t.bits]
+    return replace(latents, sides=sides, raws=raws, graph=graph, note=note), plain
+
+
+def save(compressor: Compressor, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8) -> Saved:
+    """Write a compressed network to one file.
+
+    example_input  one batch as the network takes it; without it, or if an operation has no counterpart in the runtime,
+                   the file holds the weights but no graph, and its note says why
+    side_bits      bits for norm layers and biases
+    raises         ExportError if the file, read back, does not compute what the module computes; the old file then stays
+    """
+    model, plain = to_model(compressor, example_input, side_bits)
+    data = lnx.encode(model)
+    decoded = lnx.decode(data)
+    module = put(decoded, copy.deepcopy(plain))
+    difference = 0.0
+    if decoded.graph is not None:
+        difference = _compare(Network(decoded), module, example_input.detach().cpu().float())
+    lnx.write_atomic(path, data)
+    return Saved(str(path), len(data), decoded.note, difference)
+
+
+@torch.no_grad()
+def _compare(network: Network, module: nn.Module, example: Tensor) -> float:
+    """Largest relative difference between runtime and module over the example and random inputs; ExportError if too large."""
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for probe in [example, *(torch.randn(example.shape, generator=generator) for _ in range(PROBES))]:
+        want = module(probe).numpy()
+        have = network(probe.numpy())
+        if have.shape != want.shape:
+            raise ExportError(f"the runtime's output has shape {have.shape}, the module's {want.shape}")
+        worst = max(worst, float(np.abs(have - want).max() / max(1.0, np.abs(want).max())))
+    if not worst <= TOLERANCE:
+        raise ExportError(f"runtime and module differ by {worst:.2g} of the largest output, more than {TOLERANCE}; nothing was written")
+    return worst
+
+
+def put(file: lnx.Model, model: nn.Module) -> nn.Module:
+    """Put a decoded file's weights into a plain module of the same architecture; see `load_into`."""
+    modules, state = dict(model.named_modules()), model.state_dict(keep_vars=True)
+    for name, module in modules.items():
+        if parametrize.is_parametrized(module):
+            raise InputError(f"{name or 'the module'} is parametrised: load_into takes the plain network, before reparameterize")
+    tensors = dict(zip(file.tensor_names(), file.tensors(), strict=True))
+    filled = set()
+    with torch.no_grad():
+        for side in file.sides:
+            if side.role == "scale":
+                _put_norm(side.name, modules, tensors.pop(f"{side.name}.scale"), tensors.pop(f"{side.name}.shift", None))
+                filled |= {id(x) for x in modules[side.name].state_dict(keep_vars=True).values()}
+        for name, values in tensors.items():
+            target = state.get(name)
+            if target is None or tuple(target.shape) != values.shape:
+                there = "missing there" if target is None else f"of shape {tuple(target.shape)}"
+                raise InputError(f"the file's {name} has shape {values.shape}, but the module's is {there}: is it the same architecture?")
+            target.copy_(torch.from_numpy(values))
+            filled.add(id(target))
+    missing = [n for n, t in state.items() if id(t) not in filled and not n.endswith("num_batches_tracked")]
+    if missing:
+        raise InputError(f"the file has nothing for {', '.join(missing[:5])}: is it the same architecture?")
+    return model
+
+
+def _put_norm(name: str, modules: dict[str, nn.Module], scale: np.ndarray, shift: np.ndarray | None) -> None:
+    module = modules.get(name)
+    if module is None or shift is None or not _foldable(module) or tuple(module.weight.shape) != scale.shape:
+        raise InputError(f"the file has a norm layer {name} of {scale.size} channels, the module has none such: is it the same architecture?")
+    module.weight.copy_(torch.from_numpy(scale))
+    module.bias.copy_(torch.from_numpy(shift))
+    module.running_mean.zero_()
+    module.running_var.fill_(1 - module.eps)
+
+
+def load_into(model: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """Put a file's weights into a plain module of the same architecture, in place; returns it.
+
+    Folded norm layers come back as running_mean 0, running_var 1 - eps, weight = scale, bias = shift.
+    raises  LnxError for a damaged file, InputError if names or shapes do not match
+    """
+    return put(lnx.read(path), model)

@@ -1,0 +1,104 @@
+"""Latents for torch: rounding with a gradient, groups with a shared decoder, and the parametrisation of one weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import latent as core
+from .density import Density
+
+RESCALE_STEPS = 60
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        return torch.round(z)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def ste_round(z: Tensor) -> Tensor:
+    """round(z), with the gradient of the identity (straight-through estimator, Bengio et al. 2013)."""
+    return _RoundStraightThrough.apply(z)
+
+
+def quantise(x: Tensor, bits: int = 8) -> Tensor:
+    """What `lilnetx_mini.latent.quantise` will store of x, with a straight-through gradient: for the last epochs."""
+    limit = 2 ** (bits - 1) - 1
+    step = torch.exp2(torch.ceil(torch.log2(x.detach().abs().amax().clamp_min(1e-30) / (limit + 0.5))))
+    return step * ste_round(x / step).clamp(-limit, limit)
+
+
+class Group(nn.Module):
+    """All weights of one kernel shape: their decoder and their density.
+
+    kernel   kernel shape, () for dense weights
+    kind     decoder kind: "full", "diagonal", "scalar" or "dct"
+    widest   the largest number of output channels among its layers
+    """
+
+    def __init__(self, kernel: tuple[int, ...], kind: str, widest: int) -> None:
+        super().__init__()
+        self.kernel, self.kind, self.d = kernel, kind, math.prod(kernel)
+        self.variance = core.decoder_variance(widest)
+        self.stored_bits: int | None = None  # set in the last epochs: the decoder is then used as it will be stored
+        if kind == "full" and self.d > 1:
+            free = torch.randn(self.d, self.d) * math.sqrt(self.variance / self.d)
+        else:
+            free = torch.full((core.free_entries(kind, self.d),), math.sqrt(self.variance))
+        self.free = nn.Parameter(free)
+        basis = torch.as_tensor(core.dct_integers(kernel) / 2.0**core.DCT_BITS, dtype=torch.float32) if kind == "dct" else torch.eye(self.d)
+        self.register_buffer("basis", basis, persistent=False)
+        self.density = Density(self.d)
+
+    @property
+    def psi(self) -> Tensor:
+        """The decoder, (d, d)."""
+        free = quantise(self.free, self.stored_bits) if self.stored_bits else self.free
+        return free.view(self.d, self.d) if self.kind == "full" else free.view(-1, 1) * self.basis
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(S, d) latents to (S, d) weights."""
+        q = ste_round(z)
+        return q * self.free if self.d == 1 and not self.stored_bits else q @ self.psi
+
+    @torch.no_grad()
+    def start(self, shape: tuple[int, ...]) -> Tensor:
+        """Random latents (S, d) for a weight: decoded, they have about the variance 2 / fan of He et al. (2015)."""
+        fan = shape[0] * self.d
+        bound = core.latent_bound(self.variance, fan)
+        z = torch.empty(shape[0] * shape[1], self.d).uniform_(-bound, bound)
+        for _ in range(RESCALE_STEPS):
+            ratio = float((torch.round(z) @ self.psi).square().mean()) * fan / 2
+            if 0.5 < ratio < 2:
+                break
+            z *= 0.9 if ratio > 1 else 1.1
+        return z
+
+    def stored(self, bits: int) -> core.Decoder:
+        """The decoder as the file will hold it."""
+        ints, exponent = core.quantise(self.free.detach().cpu().numpy().reshape(-1), bits)
+        return core.Decoder(self.kind, self.kernel, ints, exponent)
+
+
+class Decoded(nn.Module):
+    """Parametrisation of one weight: latents in, weight out. The latents keep the weight's storage order."""
+
+    def __init__(self, group: Group, shape: torch.Size) -> None:
+        super().__init__()
+        self.group, self.shape = group, shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(S, d) latents to the weight tensor."""
+        return self.group.decode(z).view(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Latents that decode to the weight, up to rounding."""
+        rows = weight.detach().reshape(-1, self.group.d)
+        return torch.linalg.lstsq(self.group.psi.detach().T, rows.T).solution.T.contiguous()

@@ -1,0 +1,161 @@
+"""The training loop: one for plain networks and for compressed ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data import Split
+from ..errors import CheckpointError
+from ..lnx import write_atomic
+from .compressor import Compressor, reparameterize
+from .recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: the network, the compressor (None for a plain network), and the lines of metrics.jsonl."""
+
+    model: nn.Module
+    compressor: Compressor | None
+    metrics: list[dict]
+
+
+def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Every image (N, C, H, W) moved by -most .. most pixels in each direction; what comes in is zero."""
+    if most == 0:
+        return x
+    n, _, h, w = x.shape
+    padded = F.pad(x, (most,) * 4)
+    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator)
+    rows = (dy + torch.arange(h)).view(n, 1, h, 1)
+    columns = (dx + torch.arange(w)).view(n, 1, 1, w)
+    return padded[torch.arange(n).view(n, 1, 1, 1), torch.arange(x.shape[1]).view(1, -1, 1, 1), rows, columns]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, split: Split, batch: int = 1000) -> float:
+    """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
+    was_training = model.training
+    model.eval()
+    right = 0
+    for i in range(0, len(split), batch):
+        right += int((model(torch.from_numpy(split.x[i : i + batch])).argmax(1).numpy() == split.y[i : i + batch]).sum())
+    model.train(was_training)
+    return right / len(split)
+
+
+class Run:
+    """One training run in a folder, resumable to the same numbers.
+
+    folder     holds checkpoint.pt (written whole after every epoch) and metrics.jsonl
+    compress   reparameterise the network and add the penalties
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, folder: str | os.PathLike, compress: bool = True) -> None:
+        self.recipe, self.seed, self.folder, self.compress = recipe, seed, Path(folder), compress
+        torch.manual_seed(seed)
+        self.model = recipe.model()
+        self.compressor = reparameterize(self.model) if compress else None
+        groups = self.compressor.parameter_groups(recipe.lr, density_lr=recipe.density_lr) if compress else self.model.parameters()
+        self.optimizer = torch.optim.Adam(groups, lr=recipe.lr, foreach=True)
+        self.splits = recipe.data()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.steps_an_epoch = math.ceil(len(self.splits.train) / recipe.batch)
+        self.peak = [g["lr"] for g in self.optimizer.param_groups]
+        self.epoch, self.metrics = 0, []
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _settings(self) -> str:
+        numbers = {k: v for k, v in asdict(self.recipe).items() if isinstance(v, (int, float, str))}
+        return json.dumps({**numbers, "seed": self.seed, "compress": self.compress}, sort_keys=True)
+
+    def _save(self) -> None:
+        import io
+
+        state = {"settings": self._settings(), "epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "torch_rng": torch.get_rng_state(), "generator": self.generator.get_state(), "metrics": json.dumps(self.metrics)}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
+        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics).encode())
+
+    def resume(self) -> bool:
+        """Continue from the folder's checkpoint; False if there is none, CheckpointError if it is of another run."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, weights_only=True)
+            settings = state["settings"]
+        except Exception as e:
+            raise CheckpointError(f"{path} is damaged ({type(e).__name__}): delete it to start again") from None
+        if settings != self._settings():
+            raise CheckpointError(f"{path} belongs to a run with other settings: choose another folder with --out, or start again with --fresh")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch_rng"])
+        self.generator.set_state(state["generator"])
+        self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])
+        return True
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, step: int) -> float:
+        """Sets the learning rates for this step and returns the share of the penalties."""
+        total = self.recipe.epochs * self.steps_an_epoch
+        for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
+            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / total))
+        if self.compressor:
+            self.compressor.store_decoders(step >= (1 - self.recipe.stored_decoders) * total)
+        return min(1.0, step / max(self.recipe.ramp * total, 1))
+
+    def _epoch(self) -> float:
+        self.model.train()
+        train, total = self.splits.train, 0.0
+        order = torch.randperm(len(train), generator=self.generator)
+        for n, part in enumerate(order.split(self.recipe.batch)):
+            share = self._schedule(self.epoch * self.steps_an_epoch + n)
+            x = shifted(torch.from_numpy(train.x)[part], self.recipe.shift, self.generator)
+            loss = F.cross_entropy(self.model(x), torch.from_numpy(train.y)[part], label_smoothing=self.recipe.label_smoothing)
+            total += float(loss.detach()) * len(part)
+            if self.compressor:
+                p = self.compressor.penalty()
+                loss = loss + share * (self.recipe.lam_rate * p.rate + self.recipe.lam_group * p.group + self.recipe.lam_l2 * p.l2)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return total / len(train)
+
+    def fit(self, progress: bool = True) -> Trained:
+        """Train to the end, with a checkpoint after every epoch."""
+        label = f"{self.recipe.name} seed {self.seed} {'LilNetX' if self.compress else 'plain'}"
+        with tqdm(total=self.recipe.epochs, initial=self.epoch, desc=label, unit="epoch", disable=not progress) as bar:
+            while self.epoch < self.recipe.epochs:
+                loss = self._epoch()
+                self.epoch += 1
+                line = {"epoch": self.epoch, "loss": round(loss, 5), "validation_accuracy": accuracy(self.model, self.splits.validation)}
+                if self.compressor:
+                    weights_zero, slices_zero = self.compressor.zeros()
+                    line |= {"latent_bytes": self.compressor.coded_bytes(), "weights_zero": weights_zero, "slices_zero": slices_zero}
+                self.metrics.append(line)
+                self._save()
+                bar.set_postfix(_postfix(line))
+                bar.update()
+        return Trained(self.model, self.compressor, self.metrics)
+
+
+def _postfix(line: dict) -> dict[str, str]:
+    shown = {"loss": f"{line['loss']:.3f}", "acc": f"{100 * line['validation_accuracy']:.1f} %"}
+    if "latent_bytes" in line:
+        shown |= {"kB": f"{line['latent_bytes'] / 1000:.2f}", "slices zero": f"{100 * line['slices_zero']:.0f} %"}
+    return shown
