@@ -9,6 +9,9 @@ The modules of this level need NumPy and Numba alone and are meant to be read in
     frequency  probabilities as integer tables
     rans       from tables to bytes and back
     context    adaptive probabilities: fewer bytes for trained latents
+    streams    a group's latents as streams, whichever coder is smaller
+    graph      what a network computes, as a list of operations
+    model      what a file holds, as plain data
     lnx        the file
     conv       convolutions on arrays
     runtime    running a decoded network
@@ -16,7 +19,7 @@ The modules of this level need NumPy and Numba alone and are meant to be read in
 ``lilnetx_mini.nn`` holds the same ideas for torch, and is imported only when you ask for it.
 """
 
-from .errors import InputError, LilnetxError, LnxError
+from .errors import ExportError, InputError, LilnetxError, LnxError
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "LilnetxError", "LnxError", "__version__"]
+__all__ = ["ExportError", "InputError", "LilnetxError", "LnxError", "__version__"]

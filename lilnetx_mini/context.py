@@ -36,10 +36,15 @@ def _squash_table() -> NDArray[np.int64]:
 
 
 SQUASH = _squash_table()
-STRETCH = np.clip(np.searchsorted(SQUASH, np.arange(4096) * 16 + 8, side="right") - 1, 0, 2 * HALF - 1).astype(np.int64) - HALF
+STRETCH = (
+    np.clip(np.searchsorted(SQUASH, np.arange(4096) * 16 + 8, side="right") - 1, 0, 2 * HALF - 1).astype(np.int64)
+    - HALF
+)
 LIMIT = 255  # a counter stops slowing down after this many decisions
 RATE = (2 * 65536 // (2 * np.arange(LIMIT + 1) + 3)).astype(np.int64)  # 1 / (n + 1.5)
-TRUST = (256 * (2 * np.arange(LIMIT + 1) + 1) // (2 * np.arange(LIMIT + 1) + 4)).astype(np.int64)  # a new counter speaks softly
+TRUST = (256 * (2 * np.arange(LIMIT + 1) + 1) // (2 * np.arange(LIMIT + 1) + 4)).astype(
+    np.int64
+)  # a new counter speaks softly
 COST = -np.log2((np.arange(4096) + 0.5) / 4096)  # for reports only: no coded bit depends on it
 
 LEARN = 14  # the mixer's learning rate is 2**-LEARN in its units
@@ -50,7 +55,7 @@ START_WEIGHT = 20000  # of 65536, for each context
 # place in the buffer. Leading bytes that both ends share are settled and leave the interval.
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _code(bit, p, ac, buf, decoding):
     """One decision with probability p / 65536 of being 1. Invariant: lowest < highest, and code lies between them."""
     lowest, highest = ac[0], ac[1]
@@ -125,7 +130,9 @@ def _flags(flags, rows, cols, ac, buf, decoding, cost):
                 ctx[0], ctx[1], ctx[2] = layer, row, col
                 ctx[3] = base_near + 8 * layer + 4 * left + 2 * left2 + up
                 ctx[4] = base_joint + 16 * (prob[row] >> 12) + (prob[col] >> 12)
-                flags[at] = _decide(flags[at], ctx, 5, weights[layer], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                flags[at] = _decide(
+                    flags[at], ctx, 5, weights[layer], prob, seen, stretched, ac, buf, decoding, cost, layer
+                )
                 at += 1
 
 
@@ -202,15 +209,43 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
                             ctx[0], ctx[1] = 4 * j + min(count, 3), z_near + near
                             ctx[2], ctx[3] = z_layer + 4 * layer + min(count, 3), z_row + o
                             ctx[4] = z_last + 3 * j + min(abs(last[j]), 2)
-                            nonzero = _decide(1 if value else 0, ctx, 5, weights[0], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                            nonzero = _decide(
+                                1 if value else 0,
+                                ctx,
+                                5,
+                                weights[0],
+                                prob,
+                                seen,
+                                stretched,
+                                ac,
+                                buf,
+                                decoding,
+                                cost,
+                                layer,
+                            )
                         if nonzero:
                             count += 1
                             left_sign, up_sign, last_sign = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
                             ctx[0], ctx[1] = s_near + 3 * left_sign + up_sign, s_last + 3 * j + last_sign
                             ctx[2], ctx[3] = s_layer + layer, s_row + 3 * o + left_sign
-                            negative = _decide(1 if value < 0 else 0, ctx, 4, weights[1], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                            negative = _decide(
+                                1 if value < 0 else 0,
+                                ctx,
+                                4,
+                                weights[1],
+                                prob,
+                                seen,
+                                stretched,
+                                ac,
+                                buf,
+                                decoding,
+                                cost,
+                                layer,
+                            )
                             ctx[0], ctx[1], ctx[2] = m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j
-                            size = _magnitude(abs(value), ctx, 3, 1, weights[2], prob, seen, stretched, ac, buf, decoding, cost, layer)
+                            size = _magnitude(
+                                abs(value), ctx, 3, 1, weights[2], prob, seen, stretched, ac, buf, decoding, cost, layer
+                            )
                             value = -size if negative else size
                         else:
                             value = 0
@@ -238,12 +273,30 @@ def _ints(values, kinds, kind_count, ac, buf, decoding, cost):
         size_before = 0
         if _decide(1 if value else 0, ctx, 2, weights[kind, 0], prob, seen, stretched, ac, buf, decoding, cost, kind):
             ctx[0], ctx[1] = here + 1, joint + 1
-            negative = _decide(1 if value < 0 else 0, ctx, 2, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind)
+            negative = _decide(
+                1 if value < 0 else 0, ctx, 2, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind
+            )
             size = abs(value)
             bits = 0
             while bits < 16:
                 ctx[0], ctx[1] = here + 2 + bits, joint + 2 + bits
-                if _decide(1 if size >> (bits + 1) else 0, ctx, 2, weights[kind, 2], prob, seen, stretched, ac, buf, decoding, cost, kind) == 0:
+                if (
+                    _decide(
+                        1 if size >> (bits + 1) else 0,
+                        ctx,
+                        2,
+                        weights[kind, 2],
+                        prob,
+                        seen,
+                        stretched,
+                        ac,
+                        buf,
+                        decoding,
+                        cost,
+                        kind,
+                    )
+                    == 0
+                ):
                     break
                 bits += 1
             out = 1
@@ -307,7 +360,9 @@ def encode_flags(flags: NDArray, shapes: list[tuple[int, int]]) -> tuple[bytes, 
     return _encode(_flags, (np.array(flags, np.int64), rows, cols), len(shapes), len(flags) // 4 + 64)
 
 
-def decode_flags(data: bytes, shapes: list[tuple[int, int]], slices: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def decode_flags(
+    data: bytes, shapes: list[tuple[int, int]], slices: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The inverse of `encode_flags`: (S,) zeros and ones, and the bits of each layer."""
     rows, cols = _shapes(shapes, slices)
     flags = np.zeros(slices, np.int64)
@@ -324,7 +379,9 @@ def encode_coefficients(q: IntArray, shapes: list[tuple[int, int]], width: int) 
     return _encode(_coefficients, (q, flags, rows, cols, width), len(shapes), 2 * int(flags.sum()) * q.shape[1] + 64)
 
 
-def decode_coefficients(data: bytes, flags: NDArray, shapes: list[tuple[int, int]], d: int, width: int) -> tuple[IntArray, NDArray[np.float64]]:
+def decode_coefficients(
+    data: bytes, flags: NDArray, shapes: list[tuple[int, int]], d: int, width: int
+) -> tuple[IntArray, NDArray[np.float64]]:
     """The inverse of `encode_coefficients`, given the flags: (S, d) integers, and the bits of each layer."""
     rows, cols = _shapes(shapes, len(flags))
     q = np.zeros((len(flags), d), np.int64)

@@ -29,8 +29,15 @@ def pad(x: Array, before: tuple[int, ...], after: tuple[int, ...], value: float 
     return np.pad(x, [(0, 0), *zip(before, after, strict=True)], constant_values=value)
 
 
-def conv(x: Array, w: Array, bias: Array | None, stride: tuple[int, ...], padding: tuple[int, ...],
-         dilation: tuple[int, ...], groups: int = 1) -> Array:
+def conv(
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> Array:
     """Cross-correlation, as every framework's convolution.
 
     x        (N, C, *spatial)
@@ -51,8 +58,16 @@ def conv(x: Array, w: Array, bias: Array | None, stride: tuple[int, ...], paddin
     return _biased(result, bias)
 
 
-def conv_transpose(x: Array, w: Array, bias: Array | None, stride: tuple[int, ...], padding: tuple[int, ...],
-                   dilation: tuple[int, ...], output_padding: tuple[int, ...], groups: int = 1) -> Array:
+def conv_transpose(
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    output_padding: tuple[int, ...],
+    groups: int = 1,
+) -> Array:
     """Transposed convolution: a convolution of the input spread out by its stride, with the kernel turned around.
 
     x        (N, C, *spatial)
@@ -65,7 +80,13 @@ def conv_transpose(x: Array, w: Array, bias: Array | None, stride: tuple[int, ..
     edge = [d * (k - 1) - p for d, k, p in zip(dilation, w.shape[2:], padding, strict=True)]
     after = [e + o for e, o in zip(edge, output_padding, strict=True)]
     spread = pad(spread, (0, *[max(e, 0) for e in edge]), (0, *[max(e, 0) for e in after]))
-    spread = spread[(slice(None), slice(None), *[slice(max(-e, 0), n - max(-a, 0)) for e, a, n in zip(edge, after, spread.shape[2:], strict=True)])]
+    spread = spread[
+        (
+            slice(None),
+            slice(None),
+            *[slice(max(-e, 0), n - max(-a, 0)) for e, a, n in zip(edge, after, spread.shape[2:], strict=True)],
+        )
+    ]
     into = x.shape[1] // groups
     turned = w[(slice(None), slice(None), *[slice(None, None, -1)] * axes)]
     turned = np.concatenate([np.swapaxes(turned[g * into : (g + 1) * into], 0, 1) for g in range(groups)])
@@ -94,7 +115,9 @@ def max_pool(x: Array, kernel: tuple[int, ...], stride: tuple[int, ...], padding
     return _windows(x, kernel, stride, (1,) * len(kernel)).max(axis=tuple(range(x.ndim, 2 * x.ndim - 2)))
 
 
-def avg_pool(x: Array, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], count_padding: bool) -> Array:
+def avg_pool(
+    x: Array, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], count_padding: bool
+) -> Array:
     """Mean of every window; padded zeros take part in the count if asked to."""
     axes = tuple(range(x.ndim, 2 * x.ndim - 2))
     ones = pad(np.ones((1, 1, *x.shape[2:]), np.float32), (0, *padding), (0, *padding), float(count_padding))

@@ -16,7 +16,7 @@ from .errors import InputError
 from .latent import Array, IntArray
 
 LAYERS = 4
-CLOSEST = 1e-12  # the two half-steps are kept at least this far apart, relatively, so that no logarithm sees zero
+CLOSEST = 1e-30  # the logits of the two half-steps are kept at least this far apart, so that no logarithm sees zero
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,17 @@ def logits(z: Array, density: Density) -> Array:
     return u
 
 
-def _half_steps(z: Array, density: Density) -> tuple[Array, Array, Array]:
-    """Logits at z + 1/2 and z - 1/2, both mirrored to the side where the sigmoid is small; the third array says where.
-
-    sigmoid(hi) - sigmoid(lo) == sigmoid(-lo) - sigmoid(-hi), and on the small side no digits cancel.
-    """
-    hi, lo = logits(z + 0.5, density), logits(z - 0.5, density)
-    flip = hi + lo > 0  # at the symmetric point, where the sum is zero, either side will do
-    return np.where(flip, -lo, hi), np.where(flip, -hi, lo), flip
-
-
 def log_prob(z: Array, density: Density) -> Array:
-    """log P of every latent, natural logarithm, (S, d); finite for logits up to 1e4 and far beyond."""
+    """log P of every latent, natural logarithm, (S, d); finite for logits up to 1e4 and far beyond.
+
+    With hi and lo the logits at z + 1/2 and z - 1/2, ``sigmoid(hi) - sigmoid(lo)`` is exactly
+    ``sigmoid(hi) * sigmoid(-lo) * (1 - exp(lo - hi))``: a product, so no digits cancel on either side of the centre.
+    """
     z = np.asarray(z, np.float64)
     if z.ndim != 2 or z.shape[1] != density.h.shape[1]:
         raise InputError(f"latents of shape {z.shape} do not fit a density of {density.h.shape[1]} dimensions")
-    hi, lo, _ = _half_steps(z, density)
-    log_hi, log_lo = -softplus(-hi), -softplus(-lo)
-    gap = np.minimum(log_lo - log_hi, -CLOSEST)
-    return log_hi + np.log(-np.expm1(gap))
+    hi, lo = logits(z + 0.5, density), logits(z - 0.5, density)
+    return -softplus(-hi) - softplus(lo) + np.log(-np.expm1(np.minimum(lo - hi, -CLOSEST)))
 
 
 def _backward(z: Array, upstream: Array, density: Density) -> tuple[Array, Density]:
@@ -123,14 +115,11 @@ def log_prob_gradients(z: Array, density: Density, weight: Array | None = None) 
     returns  gradient for z, (S, d), and for the parameters, as a Density
     """
     z = np.asarray(z, np.float64)
-    hi, lo, flip = _half_steps(z, density)
-    gap = softplus(-hi) - softplus(-lo)
-    open_gap = gap < -CLOSEST
-    inner = np.exp(np.minimum(gap, -CLOSEST)) / np.expm1(np.minimum(gap, -CLOSEST)) * open_gap  # d log(-expm1(gap)) / d gap
+    hi, lo = logits(z + 0.5, density), logits(z - 0.5, density)
+    gap = np.minimum(lo - hi, -CLOSEST)
+    inner = np.exp(gap) / np.expm1(gap) * (lo - hi < -CLOSEST)  # d log(1 - exp(gap)) / d gap
     weight = np.ones_like(z) if weight is None else weight
-    d_hi = weight * (1 - inner) * sigmoid(-hi)
-    d_lo = weight * inner * sigmoid(-lo)
-    up, down = np.where(flip, -d_lo, d_hi), np.where(flip, -d_hi, d_lo)
+    up, down = weight * (sigmoid(-hi) - inner), weight * (inner - sigmoid(lo))
     gz_up, g_up = _backward(z + 0.5, up, density)
     gz_down, g_down = _backward(z - 0.5, down, density)
     return gz_up + gz_down, Density(g_up.h + g_down.h, g_up.b + g_down.b, g_up.a + g_down.a)
@@ -144,8 +133,10 @@ def fit(q: IntArray, steps: int = 600, learning_rate: float = 0.05, seed: int = 
     """
     q = np.asarray(q)
     if q.ndim != 2 or q.size == 0:
-        raise InputError(f"cannot fit a density to integers of shape {q.shape}: (S, d) with S and d at least 1 is needed")
-    values = np.arange(q.min(), q.max() + 1)
+        raise InputError(
+            f"cannot fit a density to integers of shape {q.shape}: (S, d) with S and d at least 1 is needed"
+        )
+    values = np.unique(q)
     counts = np.stack([(q == v).sum(0) for v in values]) / q.shape[0]
     points = np.repeat(values[:, None].astype(np.float64), q.shape[1], axis=1)
     theta = Density.start(q.shape[1], seed).flat()

@@ -96,8 +96,10 @@ class Table:
         outside = (s < 0) | (s >= self.width)
         outside |= self.counts[np.where(outside, 0, s)] == 0
         if outside.any() and not self.escape:
-            raise InputError(f"value {values[outside][0]} has no place in a table of {self.low} .. {self.low + self.width - 1} "
-                             "without an escape")
+            raise InputError(
+                f"value {values[outside][0]} has no place in a table of {self.low} .. {self.low + self.width - 1} "
+                "without an escape"
+            )
         return np.where(outside, self.width, s).astype(np.uint8), values[outside]
 
     def bits(self, values: IntArray) -> float:

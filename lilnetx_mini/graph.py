@@ -122,11 +122,22 @@ def _conv_shape(node: Node, x: tuple[int, ...], tensors: list[tuple[int, ...]]) 
     else:
         out, into = w[1] * groups, w[0]
         extra = a["output_padding"]
-        _need(all(e < max(s, d) for e, s, d in zip(extra, a["stride"], a["dilation"], strict=True)), "output padding too large")
-        size = [(n - 1) * s - 2 * p + k + e for n, p, k, s, e in zip(x[1:], a["padding"], span, a["stride"], extra, strict=True)]
-    _need(x[0] == into and out % groups == 0 and into % groups == 0, f"{into} input channels wanted, in {groups} groups, {x[0]} given")
+        _need(
+            all(e < max(s, d) for e, s, d in zip(extra, a["stride"], a["dilation"], strict=True)),
+            "output padding too large",
+        )
+        size = [
+            (n - 1) * s - 2 * p + k + e
+            for n, p, k, s, e in zip(x[1:], a["padding"], span, a["stride"], extra, strict=True)
+        ]
+    _need(
+        x[0] == into and out % groups == 0 and into % groups == 0,
+        f"{into} input channels wanted, in {groups} groups, {x[0]} given",
+    )
     if a["bias"]:
-        _need(_tensor(a["bias"], tensors) == (out,), f"a bias of shape {_tensor(a['bias'], tensors)} for {out} channels")
+        _need(
+            _tensor(a["bias"], tensors) == (out,), f"a bias of shape {_tensor(a['bias'], tensors)} for {out} channels"
+        )
     return (out, *size)
 
 
@@ -138,14 +149,20 @@ def _tensor(number: int, tensors: list[tuple[int, ...]]) -> tuple[int, ...]:
 def _pool_shape(node: Node, x: tuple[int, ...]) -> tuple[int, ...]:
     a = attributes(node, len(x) - 1)
     _need(len(x) >= 2 and min(*a["kernel"], *a["stride"]) >= 1, f"pooling of a value of shape {x}")
-    _need(all(2 * p <= k for p, k in zip(a["padding"], a["kernel"], strict=True)), "pooling pads by more than half its window")
+    _need(
+        all(2 * p <= k for p, k in zip(a["padding"], a["kernel"], strict=True)),
+        "pooling pads by more than half its window",
+    )
     rows = zip(x[1:], a["kernel"], a["stride"], a["padding"], strict=True)
     return (x[0], *[(n + 2 * p - k) // s + 1 for n, k, s, p in rows])
 
 
 def node_shape(node: Node, inputs: list[tuple[int, ...]], tensors: list[tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of a node's value from its inputs' and all tensors' shapes; InputError if they do not fit."""
-    _need(len(inputs) == OPS[node.op][0] or (OPS[node.op][0] is None and len(inputs) > 0), f"{node.op} of {len(inputs)} values")
+    _need(
+        len(inputs) == OPS[node.op][0] or (OPS[node.op][0] is None and len(inputs) > 0),
+        f"{node.op} of {len(inputs)} values",
+    )
     x = inputs[0]
     if node.op in ("conv", "conv_transpose"):
         return _conv_shape(node, x, tensors)
@@ -158,14 +175,23 @@ def node_shape(node: Node, inputs: list[tuple[int, ...]], tensors: list[tuple[in
         _need(not a["bias"] or _tensor(a["bias"], tensors) == (w[0],), "a bias of another length than the output")
         return (*x[:-1], w[0])
     if node.op == "scale_shift":
-        _need(len(x) >= 1 and _tensor(a["scale"], tensors) == _tensor(a["shift"], tensors) == (x[0],), f"scale and shift for shape {x}")
+        _need(
+            len(x) >= 1 and _tensor(a["scale"], tensors) == _tensor(a["shift"], tensors) == (x[0],),
+            f"scale and shift for shape {x}",
+        )
         return x
     if node.op in ("add", "mul"):
         y = inputs[1]
-        _need(len(x) == len(y) and all(m == n or 1 in (m, n) for m, n in zip(x, y, strict=True)), f"{node.op} of shapes {x} and {y}")
+        _need(
+            len(x) == len(y) and all(m == n or 1 in (m, n) for m, n in zip(x, y, strict=True)),
+            f"{node.op} of shapes {x} and {y}",
+        )
         return tuple(max(m, n) for m, n in zip(x, y, strict=True))
     if node.op == "concat":
-        _need(len(x) >= 1 and all(len(y) == len(x) and y[1:] == x[1:] for y in inputs), f"concatenation of shapes {inputs}")
+        _need(
+            len(x) >= 1 and all(len(y) == len(x) and y[1:] == x[1:] for y in inputs),
+            f"concatenation of shapes {inputs}",
+        )
         return (sum(y[0] for y in inputs), *x[1:])
     if node.op == "global_avg_pool":
         _need(len(x) >= 2, f"pooling of a value of shape {x}")

@@ -32,8 +32,10 @@ def round_latents(z: Array) -> IntArray:
     wrong = ~(np.abs(z) <= LARGEST)  # NaN compares false, so it counts as wrong too
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise InputError(f"latent {z[where]} at {where} is not a finite number up to {LARGEST}: "
-                         "lower the learning rate, or rescale the weights before they become latents")
+        raise InputError(
+            f"latent {z[where]} at {where} is not a finite number up to {LARGEST}: "
+            "lower the learning rate, or rescale the weights before they become latents"
+        )
     return np.rint(z).astype(np.int32)
 
 
@@ -57,14 +59,14 @@ def decode(q: IntArray, psi: Array) -> Array:
 
     q        (S, d) integers (or latents)
     psi      (d, d) decoder
-    returns  (S, d) in psi's type; the fixed order makes the result the same on every machine
+    returns  (S, d) in psi's type (at least float32); the fixed order makes the result the same on every machine
     """
     q, psi = np.asarray(q), np.asarray(psi)
     if q.ndim != 2 or psi.shape != (q.shape[1], q.shape[1]):
         raise InputError(f"latents of shape {q.shape} do not fit a decoder of shape {psi.shape}: (S, d) and (d, d) do")
-    w = np.zeros(q.shape, psi.dtype)
+    w = np.zeros(q.shape, np.result_type(psi, np.float32))
     for j in range(q.shape[1]):
-        w += q[:, j : j + 1].astype(psi.dtype) * psi[j]
+        w += q[:, j : j + 1].astype(w.dtype) * psi[j]
     return w
 
 

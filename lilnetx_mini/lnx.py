@@ -30,7 +30,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,111 +40,14 @@ from . import context, streams
 from .errors import InputError, LnxError
 from .fields import Reader, Writer, deflate, inflate
 from .graph import Graph, infer_shapes, read_graph, write_graph
-from .latent import DECODER_KINDS, LARGEST, Decoder, IntArray, dequantise, free_entries
+from .latent import DECODER_KINDS, LARGEST, Decoder, IntArray, free_entries
+from .model import ROLES, Group, Layer, Ledger, Model, Raw, Side
 
 MAGIC = b"LNX\x1a"
 VERSION = 1
 SECTIONS = ("network", "tables", "significance", "coefficients", "decoders", "side", "raw")
-ROLES = ("scale", "shift", "parameter")  # of side parameters: a folded norm layer's two, or any other tensor
 LARGEST_NETWORK = 1 << 22  # bytes of the network section, unpacked
 FREE_WEIGHTS, WEIGHTS_PER_BYTE = 1 << 24, 4096  # how many latents a file of a given length may claim to hold
-
-
-@dataclass(frozen=True)
-class Group:
-    """All latents of one kernel shape, in the order of their layers: q (S, d) integers, and their decoder."""
-
-    decoder: Decoder
-    q: IntArray
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight tensor: its name in the state dict, full shape, group, whether its axes are (in, out), conv groups."""
-
-    name: str
-    shape: tuple[int, ...]
-    group: int
-    transposed: bool = False
-    conv_groups: int = 1
-
-    @property
-    def slices(self) -> int:
-        """How many kernel slices it has."""
-        return self.shape[0] * self.shape[1]
-
-
-@dataclass(frozen=True)
-class Side:
-    """A parameter stored as integers times ``2**exponent``; `name` is the norm module's for roles scale and shift."""
-
-    name: str
-    role: str
-    ints: IntArray
-    exponent: int
-
-    def values(self) -> NDArray[np.float32]:
-        """The tensor."""
-        return dequantise(self.ints, self.exponent)
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A float32 tensor stored as it is."""
-
-    name: str
-    array: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Model:
-    """Everything a file holds. `note` says why there is no graph where there is none."""
-
-    groups: list[Group]
-    layers: list[Layer]
-    sides: list[Side] = field(default_factory=list)
-    raws: list[Raw] = field(default_factory=list)
-    graph: Graph | None = None
-    note: str = ""
-
-    def latents(self) -> list[IntArray]:
-        """(S, d) integers of every layer."""
-        at, out = [0] * len(self.groups), []
-        for layer in self.layers:
-            out.append(self.groups[layer.group].q[at[layer.group] : at[layer.group] + layer.slices])
-            at[layer.group] += layer.slices
-        return out
-
-    def tensors(self) -> list[NDArray[np.float32]]:
-        """All tensors in the graph's numbering: layers' weights, side parameters, raw tensors."""
-        weights = [self.groups[layer.group].decoder.decode(q).reshape(layer.shape)
-                   for layer, q in zip(self.layers, self.latents(), strict=True)]
-        return [*weights, *(s.values() for s in self.sides), *(r.array for r in self.raws)]
-
-    def tensor_names(self) -> list[str]:
-        """Names of the same: state-dict keys, and ``module.scale`` and ``module.shift`` of folded norm layers."""
-        sides = [s.name if s.role == "parameter" else f"{s.name}.{s.role}" for s in self.sides]
-        return [*(x.name for x in self.layers), *sides, *(r.name for r in self.raws)]
-
-    def tensor_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the same, without decoding."""
-        return [*(x.shape for x in self.layers), *(s.ints.shape for s in self.sides), *(r.array.shape for r in self.raws)]
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Where a file's bytes go.
-
-    file_bytes  length of the file
-    sections    name to bytes, "header" included; they sum to file_bytes
-    layers      for each layer a dict: name, shape, weights, bits (of its latents), bits_per_weight, weights_zero,
-                slice_sparsity, coder; sparsities are fractions
-    """
-
-    file_bytes: int
-    sections: dict[str, int]
-    layers: list[dict]
-    note: str = ""
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -185,7 +88,9 @@ def _side_ints(sides: list[Side]) -> tuple[IntArray, IntArray]:
         middle = int(np.median(flat)) if flat.size else 0
         values += [[middle], flat - middle]
         kinds += [[len(ROLES)], [ROLES.index(s.role)] * flat.size]
-    return (np.concatenate([np.asarray(v, np.int64) for v in x]) if x else np.zeros(0, np.int64) for x in (values, kinds))
+    return (
+        np.concatenate([np.asarray(v, np.int64) for v in x]) if x else np.zeros(0, np.int64) for x in (values, kinds)
+    )
 
 
 def _check(model: Model) -> None:
@@ -198,14 +103,18 @@ def _check(model: Model) -> None:
         if g.q.ndim != 2 or g.q.shape[0] != slices or slices == 0:
             raise InputError(f"group {i} has latents of shape {g.q.shape} for {slices} slices: an empty or wrong group")
         if not np.issubdtype(g.q.dtype, np.integer) or np.abs(g.q.astype(np.int64)).max() > LARGEST:
-            raise InputError(f"group {i}: latents must be integers up to {LARGEST}; round them with latent.round_latents")
+            raise InputError(
+                f"group {i}: latents must be integers up to {LARGEST}; round them with latent.round_latents"
+            )
 
 
 def encode(model: Model) -> bytes:
     """A model as the bytes of a file."""
     _check(model)
-    coded = [streams.encode(g.q, streams.shapes_of(_layers_of(model.layers, i)), streams.last_extent(g.decoder.kernel))
-             for i, g in enumerate(model.groups)]
+    coded = [
+        streams.encode(g.q, streams.shapes_of(_layers_of(model.layers, i)), streams.last_extent(g.decoder.kernel))
+        for i, g in enumerate(model.groups)
+    ]
     parts = {"network": _write_network(model, [c.mode for c in coded])}
     for name in ("tables", "significance", "coefficients"):
         block = Writer()
@@ -214,7 +123,11 @@ def encode(model: Model) -> bytes:
                 block.block(getattr(c, name))
         parts[name] = bytes(block.data)
     entries = [np.asarray(g.decoder.ints).ravel() for g in model.groups]
-    parts["decoders"] = context.encode_ints(np.concatenate(entries), np.zeros(sum(e.size for e in entries), np.int64))[0] if entries else b""
+    parts["decoders"] = (
+        context.encode_ints(np.concatenate(entries), np.zeros(sum(e.size for e in entries), np.int64))[0]
+        if entries
+        else b""
+    )
     parts["side"] = context.encode_ints(*_side_ints(model.sides))[0]
     parts["raw"] = deflate(b"".join(r.array.astype("<f4").tobytes() for r in model.raws)) if model.raws else b""
     present = [(i + 1, parts[name]) for i, name in enumerate(SECTIONS) if parts[name]]
@@ -257,7 +170,10 @@ def split(data: bytes) -> dict[str, bytes]:
     if len(data) < 6 or data[:4] != MAGIC:
         raise LnxError("header", f"not an .lnx file: it begins with {bytes(data[:4])!r}, not {MAGIC!r}")
     if data[4] != VERSION:
-        raise LnxError("header", f"format version {data[4]}, but this program reads version {VERSION}: update lilnetx-mini, or file damaged")
+        raise LnxError(
+            "header",
+            f"format version {data[4]}, but this program reads version {VERSION}: update lilnetx-mini, or file damaged",
+        )
     end = 6 + 9 * data[5]
     if len(data) < end + 4 or zlib.crc32(data[:end]) != int.from_bytes(data[end : end + 4], "little"):
         raise LnxError("header", "the directory's checksum does not match (file damaged or truncated?)")
@@ -325,16 +241,26 @@ def _read_network(data: bytes, file_bytes: int) -> _Head:
         raise src.fail("a group without layers")
     sides = []
     for _ in range(src.uint(1 << 16, "number of side parameters")):
-        sides.append((ROLES[src.uint(len(ROLES) - 1, "a role")], src.sint(140, "an exponent"), _read_shape(src, 64 * file_bytes)))
+        sides.append(
+            (ROLES[src.uint(len(ROLES) - 1, "a role")], src.sint(140, "an exponent"), _read_shape(src, 64 * file_bytes))
+        )
     raws = [_read_shape(src, 1032 * file_bytes) for _ in range(src.uint(1 << 16, "number of raw tensors"))]
     graph = read_graph(src) if src.uint(1, "graph flag") else None
     note, *names = src.text("names").split("\n")
     src.finish()
     if len(names) != len(plain) + len(sides) + len(raws):
-        raise src.fail(f"{len(names)} names for {len(plain)} layers, {len(sides)} side parameters and {len(raws)} raw tensors")
+        raise src.fail(
+            f"{len(names)} names for {len(plain)} layers, {len(sides)} side parameters and {len(raws)} raw tensors"
+        )
     a, b = len(plain), len(plain) + len(sides)
-    return _Head(kinds, [Layer(n, *p) for n, p in zip(names, plain, strict=False)],
-                 [(n, *s) for n, s in zip(names[a:b], sides, strict=True)], list(zip(names[b:], raws, strict=True)), graph, note)
+    return _Head(
+        kinds,
+        [Layer(n, *p) for n, p in zip(names, plain, strict=False)],
+        [(n, *s) for n, s in zip(names[a:b], sides, strict=True)],
+        list(zip(names[b:], raws, strict=True)),
+        graph,
+        note,
+    )
 
 
 def _read_shape(src: Reader, most: int) -> tuple[int, ...]:
@@ -348,7 +274,10 @@ def _read_sides(head: _Head, data: bytes, file_bytes: int) -> list[Side]:
     sizes = [math.prod(shape) for *_, shape in head.sides]
     if sum(sizes) > 64 * file_bytes:
         raise LnxError("side", f"{sum(sizes)} values announced in a file of {file_bytes} bytes")
-    kinds = [np.concatenate([[len(ROLES)], np.full(n, ROLES.index(role))]) for n, (_, role, *_) in zip(sizes, head.sides, strict=True)]
+    kinds = [
+        np.concatenate([[len(ROLES)], np.full(n, ROLES.index(role))])
+        for n, (_, role, *_) in zip(sizes, head.sides, strict=True)
+    ]
     values, _ = context.decode_ints(data, np.concatenate(kinds) if kinds else np.zeros(0, np.int64))
     out, at = [], 0
     for n, (name, role, exponent, shape) in zip(sizes, head.sides, strict=True):
@@ -385,7 +314,9 @@ def _read_raws(head: _Head, data: bytes) -> list[Raw]:
         raise LnxError("raw", f"{len(plain)} bytes for {sum(sizes)} float32 values")
     ends = np.cumsum([0, *sizes])
     flat = np.frombuffer(plain, "<f4").astype(np.float32)
-    return [Raw(name, flat[a:b].reshape(shape)) for (name, shape), a, b in zip(head.raws, ends[:-1], ends[1:], strict=True)]
+    return [
+        Raw(name, flat[a:b].reshape(shape)) for (name, shape), a, b in zip(head.raws, ends[:-1], ends[1:], strict=True)
+    ]
 
 
 def decode(data: bytes) -> Model:
@@ -429,7 +360,16 @@ def ledger(path: str | os.PathLike) -> Ledger:
     for layer, q in zip(model.layers, model.latents(), strict=True):
         bits = float(costs[layer.group][at[layer.group]])
         at[layer.group] += 1
-        rows.append({"name": layer.name, "shape": list(layer.shape), "weights": math.prod(layer.shape), "bits": round(bits, 1),
-                     "bits_per_weight": round(bits / math.prod(layer.shape), 4), "weights_zero": float((q == 0).mean()),
-                     "slice_sparsity": float((~q.any(1)).mean()), "coder": head.kinds[layer.group][1]})
+        rows.append(
+            {
+                "name": layer.name,
+                "shape": list(layer.shape),
+                "weights": math.prod(layer.shape),
+                "bits": round(bits, 1),
+                "bits_per_weight": round(bits / math.prod(layer.shape), 4),
+                "weights_zero": float((q == 0).mean()),
+                "slice_sparsity": float((~q.any(1)).mean()),
+                "coder": head.kinds[layer.group][1],
+            }
+        )
     return Ledger(len(data), {name: len(part) for name, part in parts.items()}, rows, model.note)

@@ -143,8 +143,10 @@ class Tables(NamedTuple):
         for t, row in enumerate(counts):
             row = np.asarray(row, np.int64)
             if row.ndim != 1 or not 1 <= row.size <= 256 or row.min() < 0 or row.sum() != TOTAL:
-                raise InputError(f"table {t}: counts sum to {row.sum()} over {row.size} symbols; "
-                                 f"a table has 1 to 256 counts that sum to {TOTAL}")
+                raise InputError(
+                    f"table {t}: counts sum to {row.sum()} over {row.size} symbols; "
+                    f"a table has 1 to 256 counts that sum to {TOTAL}"
+                )
             freq[t, : row.size] = row
             start[t, : row.size] = np.cumsum(row) - row
             reciprocal[t, : row.size] = -(-(1 << C.reciprocal_shift) // np.maximum(row, 1))
@@ -200,8 +202,16 @@ def _decode(out, index, freq, start, symbol, states, words):
 def _encode8(symbols, freq, start, reciprocal, states, words):
     """Eight lanes, one table, the lanes written out so that the states stay in registers."""
     at = words.size
-    x0, x1, x2, x3, x4, x5, x6, x7 = (states[0], states[1], states[2], states[3],
-                                      states[4], states[5], states[6], states[7])
+    x0, x1, x2, x3, x4, x5, x6, x7 = (
+        states[0],
+        states[1],
+        states[2],
+        states[3],
+        states[4],
+        states[5],
+        states[6],
+        states[7],
+    )
     for i in range(symbols.size - 8, -1, -8):
         s = symbols[i + 7]
         x7, at = _push(x7, at, words, freq[s], start[s], reciprocal[s])
@@ -228,8 +238,16 @@ def _encode8(symbols, freq, start, reciprocal, states, words):
 def _decode8(out, freq, start, symbol, states, words):
     """The inverse of `_encode8`."""
     at = 0
-    x0, x1, x2, x3, x4, x5, x6, x7 = (states[0], states[1], states[2], states[3],
-                                      states[4], states[5], states[6], states[7])
+    x0, x1, x2, x3, x4, x5, x6, x7 = (
+        states[0],
+        states[1],
+        states[2],
+        states[3],
+        states[4],
+        states[5],
+        states[6],
+        states[7],
+    )
     for i in range(0, out.size, 8):
         x0, at, out[i] = _pop(x0, at, words, freq, start, symbol)
         x1, at, out[i + 1] = _pop(x1, at, words, freq, start, symbol)
@@ -248,7 +266,9 @@ def _lanes(n: int, lanes: int | None) -> int:
     return lanes or (C.lanes if n >= C.long_stream else 1)
 
 
-def encode_symbols(symbols: NDArray[np.uint8], tables: Tables, index: NDArray | None = None, lanes: int | None = None) -> bytes:
+def encode_symbols(
+    symbols: NDArray[np.uint8], tables: Tables, index: NDArray | None = None, lanes: int | None = None
+) -> bytes:
     """Symbols (n,) to bytes; `index` (n,) says which table each belongs to, by default the first.
 
     The stream is the lanes' states, four bytes each, then the words.
@@ -256,7 +276,9 @@ def encode_symbols(symbols: NDArray[np.uint8], tables: Tables, index: NDArray | 
     symbols = np.ascontiguousarray(symbols, np.uint8)
     index = np.zeros(symbols.size, np.uint16) if index is None else np.ascontiguousarray(index, np.uint16)
     if index.size != symbols.size or index.max(initial=0) >= len(tables.freq):
-        raise InputError(f"{index.size} table numbers up to {index.max(initial=0)} for {symbols.size} symbols and {len(tables.freq)} tables")
+        raise InputError(
+            f"{index.size} table numbers up to {index.max(initial=0)} for {symbols.size} symbols and {len(tables.freq)} tables"
+        )
     bad = tables.freq[index, symbols] == 0
     if bad.any():
         raise InputError(f"symbol {symbols[bad][0]} has count zero in its table: it cannot be coded")
@@ -270,14 +292,18 @@ def encode_symbols(symbols: NDArray[np.uint8], tables: Tables, index: NDArray | 
     return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
 
 
-def decode_symbols(data: bytes, tables: Tables, n: int, index: NDArray | None = None, lanes: int | None = None) -> NDArray[np.uint8]:
+def decode_symbols(
+    data: bytes, tables: Tables, n: int, index: NDArray | None = None, lanes: int | None = None
+) -> NDArray[np.uint8]:
     """The inverse of `encode_symbols`: (n,) uint8. LnxError if the stream does not decode to its very start."""
     lanes = _lanes(n, lanes)
     if len(data) < 4 * lanes or len(data) % 2:
         raise LnxError("stream", f"{len(data)} bytes cannot hold {lanes} states and whole words (stream truncated?)")
     index = np.zeros(n, np.uint16) if index is None else np.ascontiguousarray(index, np.uint16)
     if index.size != n or index.max(initial=0) >= len(tables.freq):
-        raise InputError(f"{index.size} table numbers up to {index.max(initial=0)} for {n} symbols and {len(tables.freq)} tables")
+        raise InputError(
+            f"{index.size} table numbers up to {index.max(initial=0)} for {n} symbols and {len(tables.freq)} tables"
+        )
     states = np.frombuffer(data, "<u4", lanes).astype(np.uint64)
     count = (len(data) - 4 * lanes) // 2
     if (states < C.low).any() or count > n:
@@ -293,7 +319,9 @@ def decode_symbols(data: bytes, tables: Tables, n: int, index: NDArray | None = 
     return out
 
 
-def encode(values: IntArray, table: Table | list[Table], index: NDArray | None = None, lanes: int | None = None) -> bytes:
+def encode(
+    values: IntArray, table: Table | list[Table], index: NDArray | None = None, lanes: int | None = None
+) -> bytes:
     """Integers to bytes.
 
     values   any integers of at most 16 bits with sign; flattened
@@ -314,10 +342,14 @@ def encode(values: IntArray, table: Table | list[Table], index: NDArray | None =
     for v in escaped:
         extra.sint(v)
     head = Writer().block(bytes(extra.data))
-    return bytes(head.data) + encode_symbols(symbols, Tables.of([t.counts for t in tables]), which.astype(np.uint16), lanes)
+    return bytes(head.data) + encode_symbols(
+        symbols, Tables.of([t.counts for t in tables]), which.astype(np.uint16), lanes
+    )
 
 
-def decode(data: bytes, table: Table | list[Table], n: int, index: NDArray | None = None, lanes: int | None = None) -> NDArray[np.int32]:
+def decode(
+    data: bytes, table: Table | list[Table], n: int, index: NDArray | None = None, lanes: int | None = None
+) -> NDArray[np.int32]:
     """The inverse of `encode`: (n,) int32. LnxError if the bytes are not such a stream."""
     tables = [table] if isinstance(table, Table) else list(table)
     which = np.zeros(n, np.int64) if index is None else np.asarray(index).ravel()

@@ -17,14 +17,16 @@ Array = NDArray[np.float32]
 class Network:
     """A network ready to run.
 
-        net = Network.load("model.lnx")
-        logits = net(images)          # (N, *net.input_shape) float32 -> (N, classes)
+    net = Network.load("model.lnx")
+    logits = net(images)          # (N, *net.input_shape) float32 -> (N, classes)
     """
 
     def __init__(self, model: lnx.Model) -> None:
         if model.graph is None:
-            raise UnsupportedOpError(f"this file has no graph to run ({model.note or 'none was stored'}); "
-                                     "lilnetx_mini.nn.load_into(model, path) still puts its weights into your torch module")
+            raise UnsupportedOpError(
+                f"this file has no graph to run ({model.note or 'none was stored'}); "
+                "lilnetx_mini.nn.load_into(model, path) still puts its weights into your torch module"
+            )
         self.graph: Graph = model.graph
         self.tensors = model.tensors()
         self.shapes = infer_shapes(self.graph, [t.shape for t in self.tensors])
@@ -43,8 +45,10 @@ class Network:
         """
         x = np.asarray(x)
         if x.shape[1:] != self.input_shape or x.ndim != len(self.input_shape) + 1:
-            raise InputError(f"input of shape {x.shape}: this network takes a batch of {self.input_shape}, "
-                             f"so (N, {', '.join(map(str, self.input_shape))})")
+            raise InputError(
+                f"input of shape {x.shape}: this network takes a batch of {self.input_shape}, "
+                f"so (N, {', '.join(map(str, self.input_shape))})"
+            )
         if not (np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer) or x.dtype == bool):
             raise InputError(f"input of type {x.dtype}: real numbers are needed")
         x = np.ascontiguousarray(x, np.float32)
@@ -96,4 +100,6 @@ class Network:
             return x[(slice(None), slice(None), *[slice(None, None, s) for s in a["step"]])]
         if node.op == "pad":
             return conv.pad(x, a["before"], a["after"])
-        raise UnsupportedOpError(f"the runtime has no operation {node.op}; lilnetx_mini.nn.load_into still loads the weights")
+        raise UnsupportedOpError(
+            f"the runtime has no operation {node.op}; lilnetx_mini.nn.load_into still loads the weights"
+        )

@@ -49,7 +49,9 @@ def encode_static(q: IntArray, shapes: list[tuple[int, int]]) -> Streams:
     for t in by_layer + by_place:
         t.write(tables)
     values, place = q[flags == 1].ravel(), np.tile(np.arange(q.shape[1]), int(flags.sum()))
-    return Streams("static", bytes(tables.data), rans.encode(flags, by_layer, layer), rans.encode(values, by_place, place))
+    return Streams(
+        "static", bytes(tables.data), rans.encode(flags, by_layer, layer), rans.encode(values, by_place, place)
+    )
 
 
 def encode_adaptive(q: IntArray, shapes: list[tuple[int, int]], width: int) -> Streams:
@@ -86,7 +88,10 @@ def decode(streams: Streams, shapes: list[tuple[int, int]], d: int, width: int) 
         raise src.fail("a slice that is marked as non-zero has only zeros")
     owner = layer[alive]
     bits = np.array([by_layer[k].bits(flags[layer == k]) for k in range(len(shapes))])
-    bits += [sum(t.bits(column) for t, column in zip(by_place, q[alive[owner == k]].T, strict=True)) for k in range(len(shapes))]
+    bits += [
+        sum(t.bits(column) for t, column in zip(by_place, q[alive[owner == k]].T, strict=True))
+        for k in range(len(shapes))
+    ]
     return q, bits
 
 

@@ -1,10 +1,10 @@
 """LilNetX for torch: the ideas of the top level under the same names, plus what only training needs.
 
-    compressor = nn.reparameterize(model)                        # weights become latents, in place
-    optimizer = torch.optim.Adam(compressor.parameter_groups())
-    penalty = compressor.penalty()                               # .rate, .group, .l2
-    (task_loss + 1.0 * penalty.rate + 1.0 * penalty.group).backward()
-    compressor.save("model.lnx", example_input)                  # one file, checked before it gets its name
+compressor = nn.reparameterize(model)                        # weights become latents, in place
+optimizer = torch.optim.Adam(compressor.parameter_groups())
+penalty = compressor.penalty()                               # .rate, .group, .l2
+(task_loss + 1.0 * penalty.rate + 1.0 * penalty.group).backward()
+compressor.save("model.lnx", example_input)                  # one file, checked before it gets its name
 """
 
 from ..errors import MissingExtraError

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import lnx, streams
 from .. import latent as core
+from .. import lnx, streams
 from ..errors import InputError
 from .latent import Decoded, Group
 from .prior import slice_norms
@@ -24,7 +24,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 DECODER_BITS = 8
-LEVELS = 4  # init="from_weights": this many quantisation steps in a standard deviation of a group's weights
+LEVELS = 6  # init="from_weights": about this many quantisation steps in a standard deviation of a group's weights
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def _check(name: str, weight: Tensor, module: nn.Module, attribute: str) -> None
     if parametrize.is_parametrized(module, attribute):
         raise InputError(f"{name} is parametrised already: start from a plain network")
     if weight.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"{name} is {weight.dtype}: call model.float() first; half precision comes back through autocast")
+        raise InputError(
+            f"{name} is {weight.dtype}: call model.float() first; half precision comes back through autocast"
+        )
     if weight.numel() == 0:
         raise InputError(f"{name} has shape {tuple(weight.shape)}: an empty weight cannot be compressed")
     if not torch.isfinite(weight).all():
@@ -87,7 +89,14 @@ def _default_kind(slices: int, d: int) -> str:
 class Compressor:
     """Owns the groups of a reparameterised network. Made by `reparameterize`."""
 
-    def __init__(self, model: nn.Module, weights: list[Weight], tied: list[tuple[Weight, nn.Module, str]], order: float, dense_prior: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: list[Weight],
+        tied: list[tuple[Weight, nn.Module, str]],
+        order: float,
+        dense_prior: bool,
+    ) -> None:
         self.model, self.weights, self.tied = model, weights, tied
         self.order, self.dense_prior = order, dense_prior
         self.groups = list(dict.fromkeys(w.group for w in weights))
@@ -141,8 +150,13 @@ class Compressor:
                 count += len(q)
         return weights / self.count, slices / max(count, 1)
 
-    def parameter_groups(self, lr: float = 0.01, decoder_lr: float | None = None, density_lr: float | None = None,
-                         weight_decay: float = 0.0) -> list[dict]:
+    def parameter_groups(
+        self,
+        lr: float = 0.01,
+        decoder_lr: float | None = None,
+        density_lr: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> list[dict]:
         """For the optimiser: latents, decoders, densities, and everything else, each with its own rate (default `lr`).
 
         Latents, decoders and densities get no weight decay: the penalties are theirs.
@@ -152,8 +166,12 @@ class Compressor:
         densities = [p for g in self.groups for p in g.density.parameters()]
         ours = {id(p) for p in (*latents, *decoders, *densities)}
         rest = [p for p in self.model.parameters() if id(p) not in ours and p.requires_grad]
-        rows = [("latents", latents, lr, 0.0), ("decoders", decoders, decoder_lr or lr, 0.0), ("densities", densities, density_lr or lr, 0.0),
-                ("rest", rest, lr, weight_decay)]
+        rows = [
+            ("latents", latents, lr, 0.0),
+            ("decoders", decoders, decoder_lr or lr, 0.0),
+            ("densities", densities, density_lr or lr, 0.0),
+            ("rest", rest, lr, weight_decay),
+        ]
         return [{"name": n, "params": p, "lr": r, "weight_decay": d} for n, p, r, d in rows if p]
 
     def store_decoders(self, on: bool = True) -> None:
@@ -182,8 +200,16 @@ class Compressor:
         return save(self, path, example_input, **options)
 
 
-def reparameterize(model: nn.Module, *, leave: Iterable[str] = (), shared_decoders: bool = True, decoder: str | dict | None = None,
-                   order: float = 2.0, dense_prior: bool = False, init: str = "random") -> Compressor:
+def reparameterize(
+    model: nn.Module,
+    *,
+    leave: Iterable[str] = (),
+    shared_decoders: bool = True,
+    decoder: str | dict | None = None,
+    order: float = 2.0,
+    dense_prior: bool = False,
+    init: str = "random",
+) -> Compressor:
     """Turn the weights of a network's convolutions, dense layers, embeddings and attention projections into latents.
 
     model            any module; changed in place through torch's parametrisations, so ``layer.weight`` still works
@@ -214,13 +240,21 @@ def reparameterize(model: nn.Module, *, leave: Iterable[str] = (), shared_decode
             found.append((name, module, attribute, kernel, weight))
     if not found:
         kinds = "convolution, dense layer, embedding or attention projection"
-        raise InputError(f"{type(model).__name__} has no {kinds} to reparameterise" + (f" besides those left alone ({', '.join(leave)})" if leave else ""))
+        raise InputError(
+            f"{type(model).__name__} has no {kinds} to reparameterise"
+            + (f" besides those left alone ({', '.join(leave)})" if leave else "")
+        )
     keys = [kernel if shared_decoders else name for name, _, _, kernel, _ in found]
-    groups = {key: _make_group([f for f, k in zip(found, keys, strict=True) if k == key], decoder, init) for key in dict.fromkeys(keys)}
+    groups = {
+        key: _make_group([f for f, k in zip(found, keys, strict=True) if k == key], decoder, init)
+        for key in dict.fromkeys(keys)
+    }
     weights = [_attach(*f, groups[key], init) for f, key in zip(found, keys, strict=True)]
     for index, module, attribute in tied:
         first = weights[index]
-        parametrize.register_parametrization(module, attribute, Decoded(first.group, torch.Size(first.shape)), unsafe=True)
+        parametrize.register_parametrization(
+            module, attribute, Decoded(first.group, torch.Size(first.shape)), unsafe=True
+        )
         module.parametrizations[attribute].original = first.latents
     return Compressor(model, weights, [(weights[i], m, a) for i, m, a in tied], order, dense_prior)
 
@@ -236,7 +270,10 @@ def _make_group(members: list[tuple], decoder: str | dict | None, init: str) -> 
     group = Group(kernel, kind, max(_channels(m, w) for _, m, _, _, w in members)).to(members[0][4].device)
     if init == "from_weights":
         everything = torch.cat([w.detach().flatten() for *_, w in members])
-        step = float(everything.square().mean().sqrt()) / LEVELS or 1.0
+        deviation = float(everything.square().mean().sqrt()) or 1.0
+        step = 2.0 ** round(
+            math.log2(deviation / LEVELS)
+        )  # a power of two, so that the stored decoder is exactly this one
         with torch.no_grad():
             group.free.copy_(step * torch.eye(group.d) if kind == "full" else torch.full_like(group.free, step))
     return group.to(members[0][4].dtype)
@@ -246,10 +283,12 @@ def _channels(module: nn.Module, weight: Tensor) -> int:
     return weight.shape[1] * module.groups if isinstance(module, TRANSPOSED) else weight.shape[0]
 
 
-def _attach(name: str, module: nn.Module, attribute: str, kernel: tuple[int, ...], weight: Tensor, group: Group, init: str) -> Weight:
+def _attach(
+    name: str, module: nn.Module, attribute: str, kernel: tuple[int, ...], weight: Tensor, group: Group, init: str
+) -> Weight:
     shape = tuple(weight.shape)
     decoded = Decoded(group, weight.shape)
-    z = decoded.right_inverse(weight) if init == "from_weights" else group.start(shape).to(weight)
+    z = decoded.latents_for(weight) if init == "from_weights" else group.start(shape).to(weight)
     parametrize.register_parametrization(module, attribute, decoded, unsafe=True)
-    module.parametrizations[attribute].original.data = z.to(weight).contiguous()
+    module.parametrizations[attribute].original = nn.Parameter(z.to(weight).contiguous())
     return Weight(name, module, attribute, group, shape, isinstance(module, TRANSPOSED), getattr(module, "groups", 1))

@@ -32,11 +32,7 @@ class Density(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """log P(z) = log(cdf(z + 1/2) - cdf(z - 1/2)), (S, d); values and gradients finite at any logit."""
         hi, lo = self.logits(z + 0.5), self.logits(z - 0.5)
-        flip = hi + lo > 0
-        hi, lo = torch.where(flip, -lo, hi), torch.where(flip, -hi, lo)
-        log_hi, log_lo = F.logsigmoid(hi), F.logsigmoid(lo)
-        closest = max(CLOSEST, torch.finfo(z.dtype).tiny * 1e6)
-        return log_hi + torch.log(-torch.expm1(torch.clamp(log_lo - log_hi, max=-closest)))
+        return F.logsigmoid(hi) + F.logsigmoid(-lo) + torch.log(-torch.expm1(torch.clamp(lo - hi, max=-CLOSEST)))
 
     def to_numpy(self) -> numpy_twin.Density:
         """The same density for the NumPy functions, float64."""

@@ -66,7 +66,9 @@ def _side(t: _Tensor) -> lnx.Side:
 
 def fold_norm(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift to which a norm layer with running statistics comes down in eval mode, float64."""
-    weight, bias, mean, var = (x.detach().double().cpu().numpy() for x in (module.weight, module.bias, module.running_mean, module.running_var))
+    weight, bias, mean, var = (
+        x.detach().double().cpu().numpy() for x in (module.weight, module.bias, module.running_mean, module.running_var)
+    )
     scale = weight / np.sqrt(var + module.eps)
     return scale, bias - mean * scale
 
@@ -102,8 +104,13 @@ def _other_tensors(model: nn.Module, coded: set[str], bits: int) -> list[_Tensor
     sides, raws, seen, folded = [], [], set(), set()
     for name, module in model.named_modules():
         if _foldable(module):
-            sides += [_Tensor(name, role, x, bits) for role, x in zip(("scale", "shift"), fold_norm(module), strict=True)]
-            folded |= {f"{name}.{x}".lstrip(".") for x in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+            sides += [
+                _Tensor(name, role, x, bits) for role, x in zip(("scale", "shift"), fold_norm(module), strict=True)
+            ]
+            folded |= {
+                f"{name}.{x}".lstrip(".")
+                for x in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+            }
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in coded or name in folded or id(tensor) in seen or name.endswith("num_batches_tracked"):
             continue
@@ -135,6 +142,11 @@ def _quiet_dead_scales(others: list[_Tensor], graph: Graph, weights: list[np.nda
     return others
 
 
+def _example(x: Tensor) -> Tensor:
+    x = x.detach().cpu()
+    return x.float() if x.is_floating_point() else x
+
+
 def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: int = 8) -> tuple[lnx.Model, nn.Module]:
     """The network as the file's model, and a plain eval-mode copy of the module."""
     plain = plain_copy(compressor).cpu().float()
@@ -145,11 +157,13 @@ def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: in
     latents = lnx.Model(compressor.stored_groups(), layers)
     graph, note = None, "no example input was given when the file was written"
     if example_input is not None:
-        names = [x.name for x in layers] + [f"{t.name}.{t.role}" if t.role in ("scale", "shift") else t.name for t in others]
+        names = [x.name for x in layers] + [
+            f"{t.name}.{t.role}" if t.role in ("scale", "shift") else t.name for t in others
+        ]
         numbers = {name: i + 1 for i, name in enumerate(names)}
         numbers |= {name: numbers[first] for first, name in compressor.tied_names()}
         try:
-            graph, note = trace(plain, example_input.detach().cpu().float(), numbers), ""
+            graph, note = trace(plain, _example(example_input), numbers), ""
         except UnsupportedOpError as e:
             note = str(e)
     if graph is not None:
@@ -159,7 +173,9 @@ def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: in
     return replace(latents, sides=sides, raws=raws, graph=graph, note=note), plain
 
 
-def save(compressor: Compressor, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8) -> Saved:
+def save(
+    compressor: Compressor, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8
+) -> Saved:
     """Write a compressed network to one file.
 
     example_input  one batch as the network takes it; without it, or if an operation has no counterpart in the runtime,
@@ -173,7 +189,7 @@ def save(compressor: Compressor, path: str | os.PathLike, example_input: Tensor 
     module = put(decoded, copy.deepcopy(plain))
     difference = 0.0
     if decoded.graph is not None:
-        difference = _compare(Network(decoded), module, example_input.detach().cpu().float())
+        difference = _compare(Network(decoded), module, _example(example_input))
     lnx.write_atomic(path, data)
     return Saved(str(path), len(data), decoded.note, difference)
 
@@ -190,7 +206,9 @@ def _compare(network: Network, module: nn.Module, example: Tensor) -> float:
             raise ExportError(f"the runtime's output has shape {have.shape}, the module's {want.shape}")
         worst = max(worst, float(np.abs(have - want).max() / max(1.0, np.abs(want).max())))
     if not worst <= TOLERANCE:
-        raise ExportError(f"runtime and module differ by {worst:.2g} of the largest output, more than {TOLERANCE}; nothing was written")
+        raise ExportError(
+            f"runtime and module differ by {worst:.2g} of the largest output, more than {TOLERANCE}; nothing was written"
+        )
     return worst
 
 
@@ -199,19 +217,25 @@ def put(file: lnx.Model, model: nn.Module) -> nn.Module:
     modules, state = dict(model.named_modules()), model.state_dict(keep_vars=True)
     for name, module in modules.items():
         if parametrize.is_parametrized(module):
-            raise InputError(f"{name or 'the module'} is parametrised: load_into takes the plain network, before reparameterize")
+            raise InputError(
+                f"{name or 'the module'} is parametrised: load_into takes the plain network, before reparameterize"
+            )
     tensors = dict(zip(file.tensor_names(), file.tensors(), strict=True))
     filled = set()
     with torch.no_grad():
         for side in file.sides:
             if side.role == "scale":
-                _put_norm(side.name, modules, tensors.pop(f"{side.name}.scale"), tensors.pop(f"{side.name}.shift", None))
+                _put_norm(
+                    side.name, modules, tensors.pop(f"{side.name}.scale"), tensors.pop(f"{side.name}.shift", None)
+                )
                 filled |= {id(x) for x in modules[side.name].state_dict(keep_vars=True).values()}
         for name, values in tensors.items():
             target = state.get(name)
             if target is None or tuple(target.shape) != values.shape:
                 there = "missing there" if target is None else f"of shape {tuple(target.shape)}"
-                raise InputError(f"the file's {name} has shape {values.shape}, but the module's is {there}: is it the same architecture?")
+                raise InputError(
+                    f"the file's {name} has shape {values.shape}, but the module's is {there}: is it the same architecture?"
+                )
             target.copy_(torch.from_numpy(values))
             filled.add(id(target))
     missing = [n for n, t in state.items() if id(t) not in filled and not n.endswith("num_batches_tracked")]
@@ -223,7 +247,9 @@ def put(file: lnx.Model, model: nn.Module) -> nn.Module:
 def _put_norm(name: str, modules: dict[str, nn.Module], scale: np.ndarray, shift: np.ndarray | None) -> None:
     module = modules.get(name)
     if module is None or shift is None or not _foldable(module) or tuple(module.weight.shape) != scale.shape:
-        raise InputError(f"the file has a norm layer {name} of {scale.size} channels, the module has none such: is it the same architecture?")
+        raise InputError(
+            f"the file has a norm layer {name} of {scale.size} channels, the module has none such: is it the same architecture?"
+        )
     module.weight.copy_(torch.from_numpy(scale))
     module.bias.copy_(torch.from_numpy(shift))
     module.running_mean.zero_()

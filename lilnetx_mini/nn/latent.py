@@ -31,7 +31,9 @@ def ste_round(z: Tensor) -> Tensor:
 def quantise(x: Tensor, bits: int = 8) -> Tensor:
     """What `lilnetx_mini.latent.quantise` will store of x, with a straight-through gradient: for the last epochs."""
     limit = 2 ** (bits - 1) - 1
-    step = torch.exp2(torch.ceil(torch.log2(x.detach().abs().amax().clamp_min(1e-30) / (limit + 0.5))))
+    largest = x.detach().abs().amax().clamp_min(1e-30)
+    step = torch.exp2(torch.ceil(torch.log2(largest / (limit + 0.5))))
+    step = torch.where(largest >= (limit + 0.5) * step, 2 * step, step)  # a tie rounds up, and out of range
     return step * ste_round(x / step).clamp(-limit, limit)
 
 
@@ -53,7 +55,11 @@ class Group(nn.Module):
         else:
             free = torch.full((core.free_entries(kind, self.d),), math.sqrt(self.variance))
         self.free = nn.Parameter(free)
-        basis = torch.as_tensor(core.dct_integers(kernel) / 2.0**core.DCT_BITS, dtype=torch.float32) if kind == "dct" else torch.eye(self.d)
+        basis = (
+            torch.as_tensor(core.dct_integers(kernel) / 2.0**core.DCT_BITS, dtype=torch.float32)
+            if kind == "dct"
+            else torch.eye(self.d)
+        )
         self.register_buffer("basis", basis, persistent=False)
         self.density = Density(self.d)
 
@@ -98,7 +104,7 @@ class Decoded(nn.Module):
         """(S, d) latents to the weight tensor."""
         return self.group.decode(z).view(self.shape)
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
+    def latents_for(self, weight: Tensor) -> Tensor:
         """Latents that decode to the weight, up to rounding."""
         rows = weight.detach().reshape(-1, self.group.d)
         return torch.linalg.lstsq(self.group.psi.detach().T, rows.T).solution.T.contiguous()

@@ -19,11 +19,13 @@ class Recipe:
 
     epochs, batch      passes over the training images, images a step
     lr                 peak rate of Adam, for latents, decoders and the rest; falls to zero along a cosine
+    plain_lr           the same for the plain network: each side of a comparison trains at its own best
     density_lr         the same for the densities
     lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps
     shift              images move by up to this many pixels
     label_smoothing    share of the target spread over all classes
     stored_decoders    share of the steps, at the end, that compute with 8-bit decoders as in the file
+    threads            of the processor, for one run; the numbers depend on it, so it belongs to the recipe
     """
 
     name: str
@@ -32,6 +34,7 @@ class Recipe:
     epochs: int
     batch: int
     lr: float = 0.01
+    plain_lr: float = 0.01
     density_lr: float = 0.01
     lam_rate: float = 1.0
     lam_group: float = 1.0
@@ -40,10 +43,13 @@ class Recipe:
     shift: int = 0
     label_smoothing: float = 0.0
     stored_decoders: float = 0.2
+    threads: int = 1
 
 
 RECIPES = {
-    "digits": Recipe("digits", models.digits_resnet, data.digits, epochs=60, batch=64, lam_rate=3.0, lam_group=3.0, shift=1),
+    "digits": Recipe(
+        "digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1
+    ),
 }
 
 

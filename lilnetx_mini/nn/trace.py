@@ -79,9 +79,16 @@ def _convolution(t: _Tracer, node: torch.fx.Node, x, w, b=None, stride=1, paddin
     return t.add("conv", (t.value(x),), t.tensor(w), t.tensor(b), groups, *stride, *_many(padding, axes, 0), *dilation)
 
 
-def _transposed(t: _Tracer, node: torch.fx.Node, x, w, b=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> int:
+def _transposed(
+    t: _Tracer, node: torch.fx.Node, x, w, b=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+) -> int:
     axes = len(_shape(w)) - 2
-    spatial = [*_many(stride, axes, 1), *_many(padding, axes, 0), *_many(dilation, axes, 1), *_many(output_padding, axes, 0)]
+    spatial = [
+        *_many(stride, axes, 1),
+        *_many(padding, axes, 0),
+        *_many(dilation, axes, 1),
+        *_many(output_padding, axes, 0),
+    ]
     return t.add("conv_transpose", (t.value(x),), t.tensor(w), t.tensor(b), groups, *spatial)
 
 
@@ -96,14 +103,25 @@ def _max_pool(t: _Tracer, node: torch.fx.Node, x, kernel, stride=(), padding=0, 
     axes = len(_shape(x)) - 2
     kernel = _many(kernel, axes, 1)
     _need(set(_many(dilation, axes, 1)) == {1} and not ceil, "max pooling with dilation or ceil_mode")
-    return t.add("max_pool", (t.value(x),), *kernel, *(_many(stride, axes, 1) if stride else kernel), *_many(padding, axes, 0))
+    return t.add(
+        "max_pool", (t.value(x),), *kernel, *(_many(stride, axes, 1) if stride else kernel), *_many(padding, axes, 0)
+    )
 
 
-def _avg_pool(t: _Tracer, node: torch.fx.Node, x, kernel, stride=(), padding=0, ceil=False, count_padding=True, divisor=None) -> int:
+def _avg_pool(
+    t: _Tracer, node: torch.fx.Node, x, kernel, stride=(), padding=0, ceil=False, count_padding=True, divisor=None
+) -> int:
     axes = len(_shape(x)) - 2
     kernel = _many(kernel, axes, 1)
     _need(divisor is None and not ceil, "average pooling with ceil_mode or a divisor of its own")
-    return t.add("avg_pool", (t.value(x),), count_padding, *kernel, *(_many(stride, axes, 1) if stride else kernel), *_many(padding, axes, 0))
+    return t.add(
+        "avg_pool",
+        (t.value(x),),
+        count_padding,
+        *kernel,
+        *(_many(stride, axes, 1) if stride else kernel),
+        *_many(padding, axes, 0),
+    )
 
 
 def _adaptive(t: _Tracer, node: torch.fx.Node, x, size) -> int:
@@ -117,7 +135,10 @@ def _adaptive(t: _Tracer, node: torch.fx.Node, x, size) -> int:
 
 def _mean(t: _Tracer, node: torch.fx.Node, x, dims=None, keep=False, **_) -> int:
     rank = len(_shape(x))
-    _need(dims is not None and sorted(d % rank for d in dims) == list(range(2, rank)) and rank > 2, f"a mean over axes {dims}")
+    _need(
+        dims is not None and sorted(d % rank for d in dims) == list(range(2, rank)) and rank > 2,
+        f"a mean over axes {dims}",
+    )
     return t.add("global_avg_pool", (t.value(x),), keep)
 
 
@@ -139,7 +160,10 @@ def _slice(t: _Tracer, node: torch.fx.Node, x, dim=0, start=None, end=None, step
 
 
 def _pad(t: _Tracer, node: torch.fx.Node, x, amounts, mode="constant", value=None) -> int:
-    _need(mode == "constant" and not value and min(amounts) >= 0 and len(amounts) <= 2 * len(_shape(x)) - 2, f"{mode} padding by {amounts} with {value}")
+    _need(
+        mode == "constant" and not value and min(amounts) >= 0 and len(amounts) <= 2 * len(_shape(x)) - 2,
+        f"{mode} padding by {amounts} with {value}",
+    )
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
     pairs = [(0, 0)] * (len(_shape(x)) - 1 - len(pairs)) + pairs
     return t.add("pad", (t.value(x),), *[p[0] for p in pairs], *[p[1] for p in pairs])
@@ -147,8 +171,12 @@ def _pad(t: _Tracer, node: torch.fx.Node, x, amounts, mode="constant", value=Non
 
 def _two(op: str) -> Callable:
     def handler(t: _Tracer, node: torch.fx.Node, x, y, alpha=1) -> int:
-        _need(alpha == 1 and isinstance(y, torch.fx.Node) and len(_shape(x)) == len(_shape(y)), f"{op} with a number, a factor or another rank")
+        _need(
+            alpha == 1 and isinstance(y, torch.fx.Node) and len(_shape(x)) == len(_shape(y)),
+            f"{op} with a number, a factor or another rank",
+        )
         return t.add(op, (t.value(x), t.value(y)))
+
     return handler
 
 
@@ -187,10 +215,29 @@ HANDLERS: dict[str, Callable] = {
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _adaptive),
     **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "_unsafe_view"), _reshape),
     **dict.fromkeys(("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "identity"), _same),
-    **{name: _one(op) for name, op in {"relu": "relu", "relu6": "relu6", "hardswish": "hardswish", "hardsigmoid": "hardsigmoid",
-                                       "sigmoid": "sigmoid", "silu": "silu", "tanh": "tanh"}.items()},
-    "batch_norm": _batch_norm, "linear": _linear, "mean": _mean, "slice": _slice, "pad": _pad, "constant_pad_nd": _pad, "cat": _concat,
-    "hardtanh": _hardtanh, "dropout": _dropout, "add": _two("add"), "mul": _two("mul"),
+    **{
+        name: _one(op)
+        for name, op in {
+            "relu": "relu",
+            "relu6": "relu6",
+            "hardswish": "hardswish",
+            "hardsigmoid": "hardsigmoid",
+            "sigmoid": "sigmoid",
+            "silu": "silu",
+            "tanh": "tanh",
+        }.items()
+    },
+    "batch_norm": _batch_norm,
+    "linear": _linear,
+    "mean": _mean,
+    "slice": _slice,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    "cat": _concat,
+    "hardtanh": _hardtanh,
+    "dropout": _dropout,
+    "add": _two("add"),
+    "mul": _two("mul"),
 }
 
 
@@ -205,7 +252,9 @@ def trace(model: nn.Module, example_input: Tensor, names: Names) -> Graph:
         program = torch.export.export(model, (example_input,))
     except Exception as e:  # whatever a user's forward may do inside the tracer
         first = str(e).strip().split("\n")[0][:200]
-        raise UnsupportedOpError(f"torch.export cannot trace {type(model).__name__}: {type(e).__name__}: {first}") from None
+        raise UnsupportedOpError(
+            f"torch.export cannot trace {type(model).__name__}: {type(e).__name__}: {first}"
+        ) from None
     tracer = _Tracer(program, names)
     for node in program.graph.nodes:
         if node.op == "call_function":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -48,7 +49,9 @@ def accuracy(model: nn.Module, split: Split, batch: int = 1000) -> float:
     model.eval()
     right = 0
     for i in range(0, len(split), batch):
-        right += int((model(torch.from_numpy(split.x[i : i + batch])).argmax(1).numpy() == split.y[i : i + batch]).sum())
+        right += int(
+            (model(torch.from_numpy(split.x[i : i + batch])).argmax(1).numpy() == split.y[i : i + batch]).sum()
+        )
     model.train(was_training)
     return right / len(split)
 
@@ -62,11 +65,15 @@ class Run:
 
     def __init__(self, recipe: Recipe, seed: int, folder: str | os.PathLike, compress: bool = True) -> None:
         self.recipe, self.seed, self.folder, self.compress = recipe, seed, Path(folder), compress
+        torch.set_num_threads(recipe.threads)
         torch.manual_seed(seed)
         self.model = recipe.model()
         self.compressor = reparameterize(self.model) if compress else None
-        groups = self.compressor.parameter_groups(recipe.lr, density_lr=recipe.density_lr) if compress else self.model.parameters()
-        self.optimizer = torch.optim.Adam(groups, lr=recipe.lr, foreach=True)
+        if compress:
+            groups = self.compressor.parameter_groups(recipe.lr, density_lr=recipe.density_lr)
+        else:
+            groups = self.model.parameters()
+        self.optimizer = torch.optim.Adam(groups, lr=recipe.plain_lr, fused=True)
         self.splits = recipe.data()
         self.generator = torch.Generator().manual_seed(seed)
         self.steps_an_epoch = math.ceil(len(self.splits.train) / recipe.batch)
@@ -80,10 +87,15 @@ class Run:
         return json.dumps({**numbers, "seed": self.seed, "compress": self.compress}, sort_keys=True)
 
     def _save(self) -> None:
-        import io
-
-        state = {"settings": self._settings(), "epoch": self.epoch, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "torch_rng": torch.get_rng_state(), "generator": self.generator.get_state(), "metrics": json.dumps(self.metrics)}
+        state = {
+            "settings": self._settings(),
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "generator": self.generator.get_state(),
+            "metrics": json.dumps(self.metrics),
+        }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.folder / "checkpoint.pt", buffer.getvalue())
@@ -100,7 +112,9 @@ class Run:
         except Exception as e:
             raise CheckpointError(f"{path} is damaged ({type(e).__name__}): delete it to start again") from None
         if settings != self._settings():
-            raise CheckpointError(f"{path} belongs to a run with other settings: choose another folder with --out, or start again with --fresh")
+            raise CheckpointError(
+                f"{path} belongs to a run with other settings: choose another folder with --out, or start again with --fresh"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["torch_rng"])
@@ -126,27 +140,46 @@ class Run:
         for n, part in enumerate(order.split(self.recipe.batch)):
             share = self._schedule(self.epoch * self.steps_an_epoch + n)
             x = shifted(torch.from_numpy(train.x)[part], self.recipe.shift, self.generator)
-            loss = F.cross_entropy(self.model(x), torch.from_numpy(train.y)[part], label_smoothing=self.recipe.label_smoothing)
+            loss = F.cross_entropy(
+                self.model(x), torch.from_numpy(train.y)[part], label_smoothing=self.recipe.label_smoothing
+            )
             total += float(loss.detach()) * len(part)
             if self.compressor:
                 p = self.compressor.penalty()
-                loss = loss + share * (self.recipe.lam_rate * p.rate + self.recipe.lam_group * p.group + self.recipe.lam_l2 * p.l2)
+                loss = loss + share * (
+                    self.recipe.lam_rate * p.rate + self.recipe.lam_group * p.group + self.recipe.lam_l2 * p.l2
+                )
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         return total / len(train)
 
-    def fit(self, progress: bool = True) -> Trained:
-        """Train to the end, with a checkpoint after every epoch."""
-        label = f"{self.recipe.name} seed {self.seed} {'LilNetX' if self.compress else 'plain'}"
-        with tqdm(total=self.recipe.epochs, initial=self.epoch, desc=label, unit="epoch", disable=not progress) as bar:
+    def fit(self, progress: bool = True, position: int = 0) -> Trained:
+        """Train to the end, with a checkpoint after every epoch; `position` is the progress bar's line."""
+        label = f"{self.recipe.name} seed {self.seed} {'LilNetX' if self.compress else 'plain':7}"
+        with tqdm(
+            total=self.recipe.epochs,
+            initial=self.epoch,
+            desc=label,
+            unit="epoch",
+            disable=not progress,
+            position=position,
+        ) as bar:
             while self.epoch < self.recipe.epochs:
                 loss = self._epoch()
                 self.epoch += 1
-                line = {"epoch": self.epoch, "loss": round(loss, 5), "validation_accuracy": accuracy(self.model, self.splits.validation)}
+                line = {
+                    "epoch": self.epoch,
+                    "loss": round(loss, 5),
+                    "validation_accuracy": accuracy(self.model, self.splits.validation),
+                }
                 if self.compressor:
                     weights_zero, slices_zero = self.compressor.zeros()
-                    line |= {"latent_bytes": self.compressor.coded_bytes(), "weights_zero": weights_zero, "slices_zero": slices_zero}
+                    line |= {
+                        "latent_bytes": self.compressor.coded_bytes(),
+                        "weights_zero": weights_zero,
+                        "slices_zero": slices_zero,
+                    }
                 self.metrics.append(line)
                 self._save()
                 bar.set_postfix(_postfix(line))

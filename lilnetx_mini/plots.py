@@ -1,0 +1,82 @@
+"""Pictures that more than one place draws: readable without colour, with units on every axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import MissingExtraError
+from .lnx import Ledger
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError:
+    raise MissingExtraError("matplotlib", "train") from None
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, told apart by readers of every kind of colour vision
+BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, RED, BLACK = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#D55E00",
+    "#000000",
+)
+SECTION_COLOURS = {
+    "header": BLACK,
+    "network": PINK,
+    "tables": YELLOW,
+    "significance": SKY,
+    "coefficients": BLUE,
+    "decoders": GREEN,
+    "side": ORANGE,
+    "raw": RED,
+}
+
+
+def byte_map(ledger: Ledger, ax: Axes | None = None, columns: int = 64) -> Axes:
+    """Every byte of a file as one cell, in file order, coloured by the section that it belongs to.
+
+    ledger   from ``lnx.ledger(path)``
+    columns  bytes in a row
+    """
+    ax = ax or plt.gca()
+    names = list(ledger.sections)
+    owner = np.repeat(np.arange(len(names)), [ledger.sections[n] for n in names])
+    rows = -(-len(owner) // columns)
+    grid = np.ones((rows * columns, 3))
+    colours = np.array([[int(SECTION_COLOURS[n][i : i + 2], 16) / 255 for i in (1, 3, 5)] for n in names])
+    grid[: len(owner)] = colours[owner]
+    ax.imshow(
+        grid.reshape(rows, columns, 3), aspect="auto", interpolation="nearest", extent=(0, columns, rows * columns, 0)
+    )
+    for row in range(1, rows):
+        ax.axhline(row * columns, color="white", lw=0.4)
+    for n in names:
+        ax.plot([], [], "s", color=SECTION_COLOURS[n], label=f"{n}: {ledger.sections[n]:,} B")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, handletextpad=0.3)
+    ax.set(xlabel="byte within its row", ylabel="byte of the file", title=f"where the {ledger.file_bytes:,} bytes go")
+    return ax
+
+
+def size_accuracy(points: list[tuple[str, float, float]], ax: Axes | None = None) -> Axes:
+    """Sizes against test accuracies, one marker a kind of file.
+
+    points  (kind, bytes, accuracy as a fraction); points of one kind share marker and colour
+    """
+    ax = ax or plt.gca()
+    kinds = list(dict.fromkeys(kind for kind, _, _ in points))
+    for kind, marker, colour in zip(kinds, "osD^vP", (BLACK, ORANGE, BLUE, GREEN, PINK, RED), strict=False):
+        sizes, accuracies = zip(*[(b / 1000, 100 * a) for k, b, a in points if k == kind], strict=True)
+        ax.plot(sizes, accuracies, marker, color=colour, ms=8, alpha=0.8, label=kind)
+    ax.set_xscale("log")
+    ax.set(xlabel="size (kB, log scale)", ylabel="test accuracy (%)", title="size against accuracy")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,212 @@
+"""Recipes, exact resume, and the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from lilnetx_mini import data
+from lilnetx_mini.errors import CheckpointError, DataError, InputError
+from lilnetx_mini.nn import recipes
+from lilnetx_mini.nn.train import Run, shifted
+
+TINY = {"epochs": "3", "batch": "256"}
+
+
+def lilnetx(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "lilnetx_mini", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+def latents(run: Run) -> list[torch.Tensor]:
+    return [w.latents.detach().clone() for w in run.compressor.weights]
+
+
+@pytest.fixture
+def reference(tmp_path):
+    run = Run(recipes.get("digits", TINY), 0, tmp_path / "reference")
+    run.fit(progress=False)
+    return run
+
+
+def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, reference, monkeypatch):
+    first = Run(recipes.get("digits", TINY), 0, tmp_path / "stopped")
+    ordinary, calls = first._epoch, []
+
+    def stop_in_the_second_epoch():
+        if calls:
+            torch.rand(7)  # what an interrupted epoch would have drawn
+            raise KeyboardInterrupt
+        calls.append(1)
+        return ordinary()
+
+    monkeypatch.setattr(first, "_epoch", stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(progress=False)
+    second = Run(recipes.get("digits", TINY), 0, tmp_path / "stopped")
+    assert second.resume() and second.epoch == 1
+    second.fit(progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(latents(reference), latents(second), strict=True))
+    assert second.metrics == reference.metrics
+    lines = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == reference.metrics
+
+
+def test_a_run_killed_at_any_moment_leaves_a_whole_checkpoint_and_resumes_to_the_same_numbers(tmp_path, reference):
+    folder = tmp_path / "killed"
+    script = (
+        "import sys; from lilnetx_mini.nn import recipes; from lilnetx_mini.nn.train import Run;"
+        "run = Run(recipes.get('digits', {'epochs': '3', 'batch': '256'}), 0, sys.argv[1]); run.resume(); run.fit(progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(folder)])
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(np.random.default_rng().uniform(0, 0.8))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = Run(recipes.get("digits", TINY), 0, folder)
+    assert run.resume() and 1 <= run.epoch <= 3
+    run.fit(progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(latents(reference), latents(run), strict=True))
+    assert run.metrics == reference.metrics
+
+
+def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path, reference):
+    with pytest.raises(CheckpointError, match="other settings"):
+        Run(recipes.get("digits", TINY | {"lr": "0.5"}), 0, tmp_path / "reference").resume()
+    with pytest.raises(CheckpointError, match="other settings"):
+        Run(recipes.get("digits", TINY), 1, tmp_path / "reference").resume()
+    path = tmp_path / "reference" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Run(recipes.get("digits", TINY), 0, tmp_path / "reference").resume()
+
+
+def test_penalties_make_latents_vanish_and_files_small(tmp_path):
+    sizes = []
+    for lam in ("0", "40"):
+        run = Run(recipes.get("digits", TINY | {"lam_rate": lam, "lam_group": lam, "epochs": "6"}), 0, tmp_path / lam)
+        sizes.append(run.fit(progress=False).metrics[-1])
+    assert sizes[1]["latent_bytes"] < 0.8 * sizes[0]["latent_bytes"]
+    assert sizes[1]["slices_zero"] > sizes[0]["slices_zero"] + 0.02
+
+
+def test_images_move_by_whole_pixels_and_zeros_come_in():
+    x = torch.arange(1.0, 17).view(1, 1, 4, 4).repeat(200, 1, 1, 1)
+    y = shifted(x, 1, torch.Generator().manual_seed(0))
+    seen = {tuple(v.flatten().tolist()) for v in y}
+    assert len(seen) == 9
+    assert tuple(torch.roll(x[0], (1, 0), (1, 2)).index_fill(1, torch.tensor([0]), 0).flatten().tolist()) in seen
+    assert shifted(x, 0, torch.Generator()) is x
+
+
+def test_recipes_take_changes_and_refuse_nonsense():
+    assert recipes.get("digits", {"epochs": "7", "lr": "0.5"}).epochs == 7
+    for changes, message in [
+        ({"epoch": "7"}, "no number 'epoch'"),
+        ({"epochs": "x"}, "int expected"),
+        ({"lr": "nan"}, "out of range"),
+        ({"batch": "0"}, "out of range"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            recipes.get("digits", changes)
+    with pytest.raises(InputError, match="there are digits"):
+        recipes.get("nothing")
+
+
+def test_the_digits_split_is_fixed_and_does_not_overlap():
+    s = data.digits()
+    assert (len(s.train), len(s.validation), len(s.test)) == (1257, 180, 360)
+    assert np.bincount(s.test.y).min() >= 25 and s.train.x.max() == 1.0
+    rows = {p.x[i].tobytes() for p in (s.validation, s.test) for i in range(len(p))}
+    assert len(rows & {x.tobytes() for x in s.train.x}) <= 2  # the data set itself holds a few equal images
+
+
+def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
+    out = tmp_path / "runs"
+    done = lilnetx(
+        "train",
+        "digits",
+        "--out",
+        out,
+        "--seeds",
+        "3",
+        *[x for k, v in TINY.items() for x in ("--set", f"{k}={v}")],
+        "--quiet",
+        "--jobs",
+        "1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "float32 file" in done.stdout and ".lnx" in done.stdout and (out / "report.png").stat().st_size > 10_000
+    report = json.loads((out / "report.json").read_text())
+    assert report["plain"][0]["float_bytes"] == 301_956 == os.path.getsize(out / "seed3" / "plain" / "float32.bin")
+    info = json.loads(lilnetx("info", out / "model.lnx", "--json").stdout)
+    assert info["file_bytes"] == sum(info["sections"].values()) == os.path.getsize(out / "model.lnx")
+    assert {"name", "weights", "bits", "slice_sparsity"} <= info["layers"][0].keys()
+    assert "blocks.2.conv2.weight" in lilnetx("info", out / "model.lnx").stdout
+    by_name = json.loads(lilnetx("evaluate", out / "model.lnx", "--data", "digits", "--json").stdout)
+    by_file = json.loads(lilnetx("evaluate", out / "model.lnx", "--data", out / "test.npz", "--json").stdout)
+    assert by_name == by_file and by_file["accuracy"] == report["compressed"][0]["file_accuracy"]
+    test = data.digits().test
+    np.save(tmp_path / "one.npy", test.x[0])
+    np.savez(tmp_path / "many.npz", x=test.x[:4])
+    one = json.loads(lilnetx("predict", out / "model.lnx", tmp_path / "one.npy", "--json").stdout)
+    many = json.loads(lilnetx("predict", out / "model.lnx", tmp_path / "many.npz", "--json").stdout)
+    assert one["classes"] == many["classes"][:1] and len(many["classes"]) == 4
+    from PIL import Image
+
+    Image.fromarray((test.x[0, 0] * 255).astype(np.uint8)).resize((32, 32)).save(tmp_path / "digit.png")
+    assert lilnetx("predict", out / "model.lnx", tmp_path / "digit.png").stdout.startswith("class ")
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("info", "absent.lnx"), "no file"),
+        (("train", "nothing"), "no recipe"),
+        (("train", "digits", "--set", "epochs"), "KEY=VALUE"),
+        (("train", "digits", "--seeds", "a"), "whole numbers"),
+        (("evaluate", "{golden}", "--data", "nowhere"), "no file nowhere"),
+        (("predict", "{golden}", "absent.png"), "no file"),
+        (("predict", "{golden}", "{text}"), "not an image"),
+        (("info", "{text}"), "not an .lnx"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_clear_line(arguments, message, golden, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("hello there")
+    done = lilnetx(*[a.format(golden=golden / "digits.lnx", text=text) for a in arguments])
+    assert (
+        done.returncode == 1
+        and message in done.stderr
+        and done.stderr.count("\n") == 1
+        and done.stderr.startswith("lilnetx: ")
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict"])
+def test_every_command_has_help_with_an_example(command):
+    assert f"Example: lilnetx {command}" in lilnetx(command, "--help").stdout
+
+
+@pytest.mark.parametrize("arrays", [{"x": np.zeros((2, 1, 8, 8))}, {"x": np.zeros((2, 1, 8, 8)), "y": np.zeros(3)}])
+def test_evaluation_data_without_labels_are_refused(arrays, tmp_path):
+    np.savez(tmp_path / "d.npz", **arrays)
+    with pytest.raises(InputError, match="x .* and y"):
+        data.load_npz(tmp_path / "d.npz")
+
+
+def test_no_pickle_is_ever_opened(tmp_path):
+    np.savez(tmp_path / "evil.npz", x=np.array([{"a": 1}], dtype=object), y=np.array([0]))
+    with pytest.raises(InputError, match="plain arrays"):
+        data.load_npz(tmp_path / "evil.npz")
+    with pytest.raises(DataError, match="no file"):
+        data.load_npz(tmp_path / "absent.npz")
