@@ -75,8 +75,10 @@ def size_accuracy(points: list[tuple[str, float, float]], ax: Axes | None = None
     for kind, marker, colour in zip(kinds, "osD^vP", (BLACK, ORANGE, BLUE, GREEN, PINK, RED), strict=False):
         sizes, accuracies = zip(*[(b / 1000, 100 * a) for k, b, a in points if k == kind], strict=True)
         ax.plot(sizes, accuracies, marker, color=colour, ms=8, alpha=0.8, label=kind)
+    lowest = min(100 * a for _, _, a in points)
     ax.set_xscale("log")
-    ax.set(xlabel="size (kB, log scale)", ylabel="test accuracy (%)", title="size against accuracy")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="size (kB, log scale)", ylabel="test accuracy (%)", ylim=(lowest - 1, 100), title="size against accuracy")
     ax.grid(alpha=0.3, which="both")
     ax.legend(frameon=False)
     return ax

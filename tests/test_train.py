@@ -79,6 +79,13 @@ def test_a_run_killed_at_any_moment_leaves_a_whole_checkpoint_and_resumes_to_the
     assert run.metrics == reference.metrics
 
 
+def test_a_finished_run_comes_back_as_it_was(reference, tmp_path):
+    again = Run(recipes.get("digits", TINY), 0, tmp_path / "reference")
+    assert again.resume()
+    x = torch.from_numpy(again.splits.test.x)
+    assert torch.equal(again.model.eval()(x), reference.model.eval()(x))
+
+
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path, reference):
     with pytest.raises(CheckpointError, match="other settings"):
         Run(recipes.get("digits", TINY | {"lr": "0.5"}), 0, tmp_path / "reference").resume()

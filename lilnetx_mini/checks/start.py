@@ -42,8 +42,12 @@ def unread_inputs(answer: Callable[[np.ndarray, int, int], list[int]]) -> Verdic
             q = rng.integers(-1, 2, (outputs, inputs, d)) * (rng.random((outputs, inputs, 1)) < 0.5)
             dead = rng.random(inputs) < 0.5
             q[:, dead] = 0
-            q[0, ~dead, 0] = 3  # alive through one value of one slice alone, which a sum could cancel
-            q[0, ~dead, d - 1] = -3 if d > 1 else 3
+            for c in np.flatnonzero(~dead)[::2]:  # every other one is alive through few values, which a sum would cancel
+                q[:, c], row = 0, (outputs - 1 + c) % outputs
+                q[row, c, 0] = 3
+                q[row - 1 if d == 1 and outputs > 1 else row, c, d - 1] = -3
+            for c in np.flatnonzero(~dead)[1::2]:
+                q[outputs - 1, c, 0] = 1
             want = np.flatnonzero(dead).tolist()
             got = answer(q.reshape(outputs * inputs, d).copy(), outputs, inputs)
             if got is None or [int(i) for i in got] != want:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .. import lnx
+from .. import __version__, lnx
 from ..errors import LilnetxError
 from .export import load_into
 from .models import count_bytes
@@ -127,7 +129,17 @@ def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Pat
         r["file_accuracy"] = evaluate_elsewhere(out / f"seed{r['seed']}" / "lilnetx" / "model.lnx", out / "test.npz")
     first = out / f"seed{compressed[0]['seed']}" / "lilnetx" / "model.lnx"
     lnx.write_atomic(out / "model.lnx", first.read_bytes())
-    return {"recipe": recipe.name, "compressed": compressed, "plain": plain, "file": str(out / "model.lnx")}
+    return {"recipe": recipe.name, "made": _circumstances(), "compressed": compressed, "plain": plain, "file": str(out / "model.lnx")}
+
+
+def _circumstances() -> dict[str, str]:
+    """What a reader needs to judge or repeat the numbers: command, date, machine, versions."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()}, no GPU used",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}, lilnetx-mini {__version__}",
+    }
 
 
 def _accuracies(rows: list[dict], key: str) -> str:

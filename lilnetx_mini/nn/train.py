@@ -120,6 +120,7 @@ class Run:
         torch.set_rng_state(state["torch_rng"])
         self.generator.set_state(state["generator"])
         self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])
+        self._schedule(self.epoch * self.steps_an_epoch)
         return True
 
     # -- the loop -----------------------------------------------------------------------------------------------------
