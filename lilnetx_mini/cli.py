@@ -71,10 +71,18 @@ def train(
 
 
 @app.command(epilog="Example: lilnetx info model.lnx --json")
-def info(file: FileArgument, as_json: JsonOption = False) -> None:
+def info(
+    file: FileArgument,
+    as_json: JsonOption = False,
+    as_hex: Annotated[bool, typer.Option("--hex", help="show the bytes with their meaning")] = False,
+) -> None:
     """Show where every byte of a file goes: sections, then bits a weight and slice sparsity by layer."""
-    from . import lnx
+    from . import hexdump, lnx
 
+    if as_hex:
+        for line in hexdump.lines(lnx.load_bytes(file)):
+            typer.echo(line)
+        return
     ledger = lnx.ledger(file)
     if as_json:
         typer.echo(json.dumps(asdict(ledger)))

@@ -338,7 +338,13 @@ def _decode(data: bytes) -> tuple[Model, _Head, list[NDArray[np.float64]], dict[
     return model, head, costs, parts
 
 
-def _load(path: str | os.PathLike) -> bytes:
+def coders(data: bytes) -> list[str]:
+    """How each group of a file is coded, "static" or "adaptive"."""
+    return [mode for _, mode, _, _ in _read_network(split(data)["network"], len(data)).kinds]
+
+
+def load_bytes(path: str | os.PathLike) -> bytes:
+    """A file's bytes; LnxError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -349,12 +355,12 @@ def _load(path: str | os.PathLike) -> bytes:
 
 def read(path: str | os.PathLike) -> Model:
     """Read a file; LnxError if it is missing, damaged, foreign or newer than this version."""
-    return decode(_load(path))
+    return decode(load_bytes(path))
 
 
 def ledger(path: str | os.PathLike) -> Ledger:
     """Attribute every byte of a file to a section, and the latents' bits to layers."""
-    data = _load(path)
+    data = load_bytes(path)
     model, head, costs, parts = _decode(data)
     at, rows = [0] * len(model.groups), []
     for layer, q in zip(model.layers, model.latents(), strict=True):

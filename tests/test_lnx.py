@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from make_golden import fingerprint
 
-from lilnetx_mini import InputError, LnxError, graph, latent, lnx, runtime
+from lilnetx_mini import InputError, LnxError, graph, hexdump, latent, lnx, runtime
 from lilnetx_mini.graph import Graph, Node
 
 
@@ -70,6 +70,18 @@ def test_the_ledger_attributes_every_byte(tmp_path):
     latent_bits = 8 * sum(ledger.sections.get(k, 0) for k in ("tables", "significance", "coefficients"))
     assert 0.5 * latent_bits < sum(x["bits"] for x in ledger.layers) <= latent_bits + 8
     assert ledger.layers[0]["slice_sparsity"] == float((~small().groups[0].q[:8].any(1)).mean())
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_annotated_dump_covers_every_byte_once(static, monkeypatch):
+    if static:
+        monkeypatch.setattr(lnx.streams, "encode", lambda q, shapes, width: lnx.streams.encode_static(q, shapes))
+    data = lnx.encode(small())
+    spans = hexdump.annotate(data)
+    assert spans[0].start == 0 and spans[-1].stop == len(data)
+    assert all(a.stop == b.start and a.start < a.stop for a, b in zip(spans, spans[1:], strict=False))
+    assert {s.section for s in spans} == {"header", *lnx.SECTIONS} - (set() if static else {"tables"})
+    assert any("length" in line and "network" in line for line in hexdump.lines(data))
 
 
 def test_the_golden_file_decodes_to_the_same_bits(golden):
