@@ -25,14 +25,14 @@ STEPS = 256  # stretched probabilities are in units of 1/256: log-odds between -
 HALF = 8 * STEPS
 
 
-def _squash_table() -> NDArray[np.int64]:
+def _squash_table() -> NDArray[np.int32]:
     """65536 / (1 + exp(-x / 256)) for x = -2048 .. 2047, from powers of exp(-1/256) in 64-bit fixed point."""
     step, power, out = 18374827034086858296, 1 << 64, []  # floor(exp(-1/256) * 2**64)
     for _ in range(HALF + 1):
         out.append((1 << 81) // ((1 << 64) + power) + 1 >> 1)
         power = power * step >> 64
     upper = np.array(out, np.int64)
-    return np.clip(np.concatenate([65536 - upper[:0:-1], upper[:-1]]), 24, 65536 - 24)
+    return np.clip(np.concatenate([65536 - upper[:0:-1], upper[:-1]]), 24, 65536 - 24).astype(np.int32)
 
 
 SQUASH = _squash_table()
@@ -55,7 +55,7 @@ START_WEIGHT = 20000  # of 65536, for each context
 # place in the buffer. Leading bytes that both ends share are settled and leave the interval.
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _code(bit, p, ac, buf, decoding):
     """One decision with probability p / 65536 of being 1. Invariant: lowest < highest, and code lies between them."""
     lowest, highest = ac[0], ac[1]
@@ -79,25 +79,28 @@ def _code(bit, p, ac, buf, decoding):
     return bit
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _decide(bit, ctx, k, weights, prob, seen, stretched, ac, buf, decoding, cost, line):
     """One decision predicted by the k counters ctx[:k] and mixed with `weights`; counters and weights learn from it."""
     dot = 0
-    for j in range(k):
-        c = ctx[j]
-        s = STRETCH[prob[c] >> 4] * TRUST[seen[c]] >> 8
+    for j in range(k):  # indices are made unsigned: Numba then leaves out its check for negative ones
+        c = np.uint64(ctx[j])
+        s = np.int64(STRETCH[np.uint64(prob[c] >> 4)]) * TRUST[np.uint64(seen[c])] >> 8
         stretched[j] = s
         dot += weights[j] * s
     x = min(max(dot >> 16, -HALF), HALF - 1)
-    p = SQUASH[x + HALF]
+    p = np.int64(SQUASH[np.uint64(x + HALF)])
     bit = _code(bit, p, ac, buf, decoding)
-    cost[line] += COST[p >> 4] if bit else COST[4095 - (p >> 4)]
+    if cost.size:
+        cost[line] += COST[p >> 4] if bit else COST[4095 - (p >> 4)]
     error = (bit << 16) - p
+    target = (bit << 16) - bit
     for j in range(k):
-        c = ctx[j]
+        c = np.uint64(ctx[j])
         weights[j] += stretched[j] * error >> LEARN
-        prob[c] += ((bit << 16) - bit - prob[c]) * RATE[seen[c]] >> 16
-        seen[c] = min(seen[c] + 1, LIMIT)
+        n = seen[c]
+        prob[c] += (target - prob[c]) * RATE[np.uint64(n)] >> 16
+        seen[c] = min(n + 1, LIMIT)
     return bit
 
 
@@ -121,7 +124,10 @@ def _flags(flags, rows, cols, ac, buf, decoding, cost):
     for layer in range(layers):
         prob[base_row:base_near] = 32768
         seen[base_row:base_near] = 0
+        own = weights[layer]
         for o in range(rows[layer]):
+            if decoding and ac[3] > buf.size + 4:  # past the end of the stream: there is nothing to read any more
+                return
             for i in range(cols[layer]):
                 left = flags[at - 1] if i > 0 else 0
                 left2 = flags[at - 2] if i > 1 else 0
@@ -130,9 +136,7 @@ def _flags(flags, rows, cols, ac, buf, decoding, cost):
                 ctx[0], ctx[1], ctx[2] = layer, row, col
                 ctx[3] = base_near + 8 * layer + 4 * left + 2 * left2 + up
                 ctx[4] = base_joint + 16 * (prob[row] >> 12) + (prob[col] >> 12)
-                flags[at] = _decide(
-                    flags[at], ctx, 5, weights[layer], prob, seen, stretched, ac, buf, decoding, cost, layer
-                )
+                flags[at] = _decide(flags[at], ctx, 5, own, prob, seen, stretched, ac, buf, decoding, cost, layer)
                 at += 1
 
 
@@ -151,14 +155,14 @@ def _magnitude(value, ctx, k, step, weights, prob, seen, stretched, ac, buf, dec
     bits = 0
     while bits < 15:  # how many bits rest + 1 has beyond its first
         more = _code(1 if (rest + 1) >> (bits + 1) else 0, 32768, ac, buf, decoding)
-        cost[line] += 1
         if more == 0:
             break
         bits += 1
     low = 0
     for b in range(bits - 1, -1, -1):
         low = low << 1 | _code((rest + 1) >> b & 1, 32768, ac, buf, decoding)
-        cost[line] += 1
+    if cost.size:
+        cost[line] += 2 * bits + 1
     return 15 + (1 << bits | low) - 1
 
 
@@ -186,7 +190,7 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
     prob = np.full(m_place + 16 * d, 32768, np.int64)
     seen = np.zeros(prob.size, np.int64)
     ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
-    weights = np.full((3, 6), START_WEIGHT, np.int64)
+    w_zero, w_sign, w_size = np.full(6, START_WEIGHT), np.full(6, START_WEIGHT), np.full(6, START_WEIGHT)
     last = np.zeros(d, np.int64)
     at = 0
     for layer in range(layers):
@@ -198,6 +202,8 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
             last[:] = 0
             for _ in range(cols[layer]):
                 if flags[at]:
+                    if decoding and ac[3] > buf.size + 4:
+                        return
                     count = 0
                     for j in range(d):
                         left = q[at, j - 1] if j % width else 0
@@ -213,7 +219,7 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
                                 1 if value else 0,
                                 ctx,
                                 5,
-                                weights[0],
+                                w_zero,
                                 prob,
                                 seen,
                                 stretched,
@@ -232,7 +238,7 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
                                 1 if value < 0 else 0,
                                 ctx,
                                 4,
-                                weights[1],
+                                w_sign,
                                 prob,
                                 seen,
                                 stretched,
@@ -244,7 +250,7 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
                             )
                             ctx[0], ctx[1], ctx[2] = m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j
                             size = _magnitude(
-                                abs(value), ctx, 3, 1, weights[2], prob, seen, stretched, ac, buf, decoding, cost, layer
+                                abs(value), ctx, 3, 1, w_size, prob, seen, stretched, ac, buf, decoding, cost, layer
                             )
                             value = -size if negative else size
                         else:
@@ -265,6 +271,8 @@ def _ints(values, kinds, kind_count, ac, buf, decoding, cost):
     weights = np.full((kind_count, 3, 6), START_WEIGHT * 3 // 2, np.int64)
     size_before = 0
     for n in range(values.size):
+        if decoding and ac[3] > buf.size + 4:
+            return
         kind = kinds[n]
         value = values[n]
         here = per * kind
@@ -307,7 +315,8 @@ def _ints(values, kinds, kind_count, ac, buf, decoding, cost):
                     bit = _decide(bit, ctx, 1, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind)
                 else:
                     bit = _code(bit, 32768, ac, buf, decoding)
-                    cost[kind] += 1
+                    if cost.size:
+                        cost[kind] += 1
                 out = out << 1 | bit
             value = -out if negative else out
             size_before = bits + 1
@@ -319,31 +328,43 @@ def _ints(values, kinds, kind_count, ac, buf, decoding, cost):
 # -- bytes in, bytes out ----------------------------------------------------------------------------------------------
 
 
+def _tail(ac: NDArray[np.int64]) -> bytes:
+    """The shortest ending that the decoder, which reads zeros after it, takes for a number inside the interval."""
+    lowest, highest = int(ac[0]), int(ac[1])
+    for n in range(4):
+        number = -(-lowest >> 8 * (4 - n)) << 8 * (4 - n)
+        if number <= highest:
+            return number.to_bytes(4, "big")[:n]
+    return lowest.to_bytes(4, "big")
+
+
 def _encode(kernel, args: tuple, lines: int, guess: int) -> tuple[bytes, NDArray[np.float64]]:
     """Run a kernel as encoder; if the buffer was too small, once more with the size that it turned out to need."""
     while True:
         buf, ac, cost = np.zeros(guess, np.uint8), np.array([0, 0xFFFFFFFF, 0, 0], np.int64), np.zeros(lines)
         kernel(*args, ac, buf, False, cost)
-        if ac[3] + 4 <= guess:
-            break
-        guess = int(ac[3]) + 4
-    lowest, highest, end = int(ac[0]), int(ac[1]), int(ac[3])
-    for n in range(5):  # the shortest ending that the decoder, which reads zeros after it, takes for a number inside
-        tail = -(-lowest >> 8 * (4 - n)) << 8 * (4 - n)
-        if lowest <= tail <= highest:
-            break
-    data = buf[:end].tobytes() + tail.to_bytes(4, "big")[:n]
-    return data.rstrip(b"\0"), cost
+        if ac[3] <= guess:
+            return buf[: ac[3]].tobytes() + _tail(ac), cost
+        guess = int(ac[3])
 
 
 def _decode(kernel, args: tuple, lines: int, data: bytes) -> NDArray[np.float64]:
-    """Run a kernel as decoder; LnxError if it wanted more bytes than a stream of this length can have."""
+    """Run a kernel as decoder, accounting bits to so many lines (0: not at all).
+
+    Every sequence of decisions has exactly one stream; LnxError for bytes that are not it.
+    """
     buf, cost = np.frombuffer(data, np.uint8).copy(), np.zeros(lines)
     head = (data[:4] + b"\0\0\0\0")[:4]
     ac = np.array([0, 0xFFFFFFFF, int.from_bytes(head, "big"), 4], np.int64)
     kernel(*args, ac, buf, True, cost)
-    if len(data) > ac[3]:
-        raise LnxError("stream", f"{len(data)} bytes, but decoding needed no more than {ac[3]} (damaged?)")
+    end = int(ac[3]) - 4
+    if end > len(data):
+        raise LnxError("stream", f"decoding went on past the end of the stream's {len(data)} bytes (damaged?)")
+    if data[end:] != _tail(ac):
+        raise LnxError(
+            "stream",
+            f"{len(data)} bytes, but what they decode to takes {end + len(_tail(ac))} or other ones (damaged?)",
+        )
     return cost
 
 
@@ -361,12 +382,12 @@ def encode_flags(flags: NDArray, shapes: list[tuple[int, int]]) -> tuple[bytes, 
 
 
 def decode_flags(
-    data: bytes, shapes: list[tuple[int, int]], slices: int
+    data: bytes, shapes: list[tuple[int, int]], slices: int, account: bool = True
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The inverse of `encode_flags`: (S,) zeros and ones, and the bits of each layer."""
+    """The inverse of `encode_flags`: (S,) zeros and ones, and the bits of each layer unless `account` is off."""
     rows, cols = _shapes(shapes, slices)
     flags = np.zeros(slices, np.int64)
-    return flags, _decode(_flags, (flags, rows, cols), len(shapes), data)
+    return flags, _decode(_flags, (flags, rows, cols), len(shapes) if account else 0, data)
 
 
 def encode_coefficients(q: IntArray, shapes: list[tuple[int, int]], width: int) -> tuple[bytes, NDArray[np.float64]]:
@@ -380,15 +401,24 @@ def encode_coefficients(q: IntArray, shapes: list[tuple[int, int]], width: int) 
 
 
 def decode_coefficients(
-    data: bytes, flags: NDArray, shapes: list[tuple[int, int]], d: int, width: int
+    data: bytes, flags: NDArray, shapes: list[tuple[int, int]], d: int, width: int, account: bool = True
 ) -> tuple[IntArray, NDArray[np.float64]]:
     """The inverse of `encode_coefficients`, given the flags: (S, d) integers, and the bits of each layer."""
     rows, cols = _shapes(shapes, len(flags))
     q = np.zeros((len(flags), d), np.int64)
-    cost = _decode(_coefficients, (q, np.asarray(flags, np.int64), rows, cols, width), len(shapes), data)
+    args = (q, np.asarray(flags, np.int64), rows, cols, width)
+    cost = _decode(_coefficients, args, len(shapes) if account else 0, data)
     if np.abs(q).max(initial=0) > LARGEST:
         raise LnxError("stream", f"a latent of {np.abs(q).max()} is beyond {LARGEST} (damaged?)")
     return q, cost
+
+
+def count_decisions(q: IntArray) -> int:
+    """How many yes-or-no decisions the latents (S, d) take: flags, then zero, sign and magnitude of every coefficient."""
+    q = np.abs(np.asarray(q, np.int64))
+    alive = q[q.any(1)]
+    forced = ~alive[:, :-1].any(1)  # the last position of such a slice needs no flag
+    return len(q) + alive.size - int(forced.sum()) + int((alive > 0).sum() + np.minimum(alive, 14).sum())
 
 
 def encode_ints(values: IntArray, kinds: IntArray) -> tuple[bytes, NDArray[np.float64]]:

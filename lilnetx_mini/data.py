@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import pickletools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,80 @@ def digits() -> Splits:
     order = np.random.default_rng(0).permutation(len(y))
     test, validation, train = np.split(order, [DIGITS_TEST, DIGITS_TEST + DIGITS_VALIDATION])
     return Splits(*(Split(x[part], y[part]) for part in (train, validation, test)))
+
+
+def data_folder(folder: str | os.PathLike | None = None) -> Path:
+    """Where data sets lie: `folder`, or what LILNETX_DATA names; DataError if neither is a folder."""
+    named = folder or os.environ.get("LILNETX_DATA")
+    if not named:
+        raise DataError("no data folder: set LILNETX_DATA, or give --data-dir")
+    if not Path(named).is_dir():
+        raise DataError(f"the data folder {named} does not exist: check LILNETX_DATA or --data-dir")
+    return Path(named)
+
+
+def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """One of MNIST's own files: two zero bytes, a type, the number of dimensions, their sizes (big-endian), the values."""
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}: MNIST's four *-ubyte.gz files are needed in {path.parent}") from None
+    except (OSError, EOFError) as e:
+        raise InputError(f"{path} is damaged: {e}") from None
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", dimensions, 4)) if len(raw) >= 4 + 4 * dimensions else ()
+    if raw[:4] != bytes([0, 0, 8, dimensions]) or len(raw) != 4 + 4 * dimensions + int(np.prod(shape)):
+        raise InputError(f"{path} is not an IDX file of {dimensions} dimensions")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def mnist(folder: str | os.PathLike | None = None) -> Splits:
+    """MNIST from its four files in ``FOLDER/mnist``; the last 5,000 training images are for validation. x (N, 1, 28, 28)."""
+    where = data_folder(folder) / "mnist"
+    parts = {}
+    for part in ("train", "t10k"):
+        x, y = _idx(where / f"{part}-images-idx3-ubyte.gz", 3), _idx(where / f"{part}-labels-idx1-ubyte.gz", 1)
+        parts[part] = Split((x[:, None] / np.float32(255)), y.astype(np.int64))
+    return _held_out(parts["train"], parts["t10k"])
+
+
+def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels of one of CIFAR-10's files. They are pickles, which may hold code: this reads them without running any."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no file {path}: the official cifar-10-batches-py folder is needed in {path.parent.parent}"
+        ) from None
+    pixels, labels, key = b"", [], None
+    try:
+        for op, value, _ in pickletools.genops(raw):
+            if isinstance(value, (bytes, str)):
+                text = value.encode("latin-1") if isinstance(value, str) else value
+                key = text if text in (b"labels", b"data", b"filenames", b"batch_label") else key
+                pixels = text if len(text) > len(pixels) else pixels
+            elif key == b"labels" and op.name == "BININT1":
+                labels.append(value)
+    except Exception as e:  # whatever the parser meets in a file that is none
+        raise InputError(f"{path} is not a CIFAR-10 file: {type(e).__name__}: {e}") from None
+    if not labels or len(pixels) != 3072 * len(labels):
+        raise InputError(f"{path} holds {len(pixels)} bytes of pixels and {len(labels)} labels: not a CIFAR-10 file")
+    return np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def cifar10(folder: str | os.PathLike | None = None) -> Splits:
+    """CIFAR-10 from ``FOLDER/cifar-10-batches-py``; the last 5,000 training images are for validation. x (N, 3, 32, 32)."""
+    where = data_folder(folder) / "cifar-10-batches-py"
+    batches = [_cifar_batch(where / name) for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")]
+    train = Split(
+        np.concatenate([x for x, _ in batches[:5]]) / np.float32(255), np.concatenate([y for _, y in batches[:5]])
+    )
+    return _held_out(train, Split(batches[5][0] / np.float32(255), batches[5][1]))
+
+
+def _held_out(train: Split, test: Split, validation: int = 5000) -> Splits:
+    return Splits(
+        Split(train.x[:-validation], train.y[:-validation]), Split(train.x[-validation:], train.y[-validation:]), test
+    )
 
 
 def load_npz(path: str | os.PathLike) -> Split:

@@ -64,6 +64,7 @@ class Reader:
     def uint(self, limit: int, what: str = "value") -> int:
         """One varint of at most `limit`."""
         value = shift = 0
+        start = self.at
         while True:
             if self.at >= len(self.data):
                 raise self.fail(f"ends inside {what}")
@@ -73,8 +74,10 @@ class Reader:
             shift += 7
             if byte < 0x80:
                 break
-            if shift > 63:
+            if shift == 63:
                 raise self.fail(f"{what} has more than nine bytes")
+        if byte == 0 and self.at > start + 1:
+            raise self.fail(f"{what} is padded")
         if value > limit:
             raise self.fail(f"{what} is {value}, more than the {limit} possible")
         return value
@@ -93,6 +96,13 @@ class Reader:
         n = self.uint(len(self.data) - self.at, f"length of {what}")
         if n > len(self.data) - self.at:
             raise self.fail(f"{what} of {n} bytes is longer than what is left")
+        self.at += n
+        return bytes(self.data[self.at - n : self.at])
+
+    def take(self, n: int, what: str = "bytes") -> bytes:
+        """The next n bytes."""
+        if n > len(self.data) - self.at:
+            raise self.fail(f"ends inside {what}")
         self.at += n
         return bytes(self.data[self.at - n : self.at])
 

@@ -209,6 +209,8 @@ def node_shape(node: Node, inputs: list[tuple[int, ...]], tensors: list[tuple[in
 def infer_shapes(graph: Graph, tensors: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Shapes of all values, the input's first; LnxError names the node that does not fit."""
     shapes = [tuple(graph.input_shape)]
+    if not all(shapes[0]) or math.prod(shapes[0]) > LARGEST_VALUE:
+        raise LnxError("network", f"an input of shape {shapes[0]}")
     for n, node in enumerate(graph.nodes):
         try:
             shape = node_shape(node, [shapes[i] for i in node.inputs], tensors)

@@ -19,6 +19,7 @@ Array = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 LARGEST = 32767  # latents are stored as 16-bit integers
+LARGEST_EXPONENT = 80  # steps of stored numbers lie between 2**-80 and 2**80: no product with them overflows float32
 
 
 def round_latents(z: Array) -> IntArray:
@@ -86,9 +87,11 @@ def power_of_two_step(largest: float, bits: int = 8) -> int:
     e = math.floor(math.log2(largest)) - bits
     while round(largest / 2.0**e) > limit:
         e += 1
-    if not -120 <= e <= 120:
-        raise InputError(f"a largest value of {largest} needs a step of 2**{e}: beyond what float32 holds")
-    return e
+    if e > LARGEST_EXPONENT:
+        raise InputError(
+            f"a largest value of {largest} needs a step of 2**{e}, more than the 2**{LARGEST_EXPONENT} of the format"
+        )
+    return max(e, -LARGEST_EXPONENT)
 
 
 def quantise(x: Array, bits: int = 8) -> tuple[IntArray, int]:

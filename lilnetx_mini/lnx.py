@@ -40,14 +40,14 @@ from . import context, streams
 from .errors import InputError, LnxError
 from .fields import Reader, Writer, deflate, inflate
 from .graph import Graph, infer_shapes, read_graph, write_graph
-from .latent import DECODER_KINDS, LARGEST, Decoder, IntArray, free_entries
+from .latent import DECODER_KINDS, LARGEST, LARGEST_EXPONENT, Decoder, IntArray, free_entries
 from .model import ROLES, Group, Layer, Ledger, Model, Raw, Side
 
 MAGIC = b"LNX\x1a"
 VERSION = 1
 SECTIONS = ("network", "tables", "significance", "coefficients", "decoders", "side", "raw")
 LARGEST_NETWORK = 1 << 22  # bytes of the network section, unpacked
-FREE_WEIGHTS, WEIGHTS_PER_BYTE = 1 << 24, 4096  # how many latents a file of a given length may claim to hold
+FREE_WEIGHTS, WEIGHTS_PER_BYTE = 1 << 22, 1024  # how many latents a file of a given length may claim to hold
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -98,6 +98,8 @@ def _check(model: Model) -> None:
     names = model.tensor_names()
     if len(set(names)) != len(names) or any("\n" in n for n in names):
         raise InputError("layer and parameter names must be unique and on one line")
+    if not all(x.size for x in (*(s.ints for s in model.sides), *(r.array for r in model.raws))):
+        raise InputError("a parameter without values cannot be stored: leave it out")
     for i, g in enumerate(model.groups):
         slices = sum(x.slices for x in _layers_of(model.layers, i))
         if g.q.ndim != 2 or g.q.shape[0] != slices or slices == 0:
@@ -108,11 +110,13 @@ def _check(model: Model) -> None:
             )
 
 
-def encode(model: Model) -> bytes:
-    """A model as the bytes of a file."""
+def encode(model: Model, coder: str | None = None) -> bytes:
+    """A model as the bytes of a file; `coder` is "static", "adaptive", or None for the smaller in each group."""
     _check(model)
     coded = [
-        streams.encode(g.q, streams.shapes_of(_layers_of(model.layers, i)), streams.last_extent(g.decoder.kernel))
+        streams.encode(
+            g.q, streams.shapes_of(_layers_of(model.layers, i)), streams.last_extent(g.decoder.kernel), coder
+        )
         for i, g in enumerate(model.groups)
     ]
     parts = {"network": _write_network(model, [c.mode for c in coded])}
@@ -134,7 +138,13 @@ def encode(model: Model) -> bytes:
     head = MAGIC + bytes([VERSION, len(present)])
     for number, data in present:
         head += bytes([number]) + len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little")
-    return head + zlib.crc32(head).to_bytes(4, "little") + b"".join(data for _, data in present)
+    data = head + zlib.crc32(head).to_bytes(4, "little") + b"".join(data for _, data in present)
+    weights = sum(g.q.size for g in model.groups)
+    if weights > FREE_WEIGHTS + WEIGHTS_PER_BYTE * len(data):
+        raise InputError(
+            f"{weights} weights in {len(data)} bytes: almost all are zero, and a reader would suspect an attack"
+        )
+    return data
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
@@ -225,7 +235,14 @@ def _read_network(data: bytes, file_bytes: int) -> _Head:
         if not 1 <= math.prod(kernel) <= 1 << 10:
             raise src.fail(f"a kernel of shape {kernel}")
         mode = streams.MODES[kind % len(streams.MODES)]
-        kinds.append((DECODER_KINDS[kind // len(streams.MODES)], mode, kernel, src.sint(140, "a decoder's exponent")))
+        kinds.append(
+            (
+                DECODER_KINDS[kind // len(streams.MODES)],
+                mode,
+                kernel,
+                src.sint(LARGEST_EXPONENT, "a decoder's exponent"),
+            )
+        )
     plain, used = [], [0] * len(kinds)
     for _ in range(src.uint(1 << 14, "number of layers")):
         group, transposed = divmod(src.uint(max(2 * len(kinds) - 1, 0), "a layer's group"), 2)
@@ -239,10 +256,16 @@ def _read_network(data: bytes, file_bytes: int) -> _Head:
         plain.append(((rows, cols, *kinds[group][2]), group, bool(transposed), conv_groups))
     if not all(used):
         raise src.fail("a group without layers")
+    if sum(free_entries(kind, math.prod(kernel)) for kind, _, kernel, _ in kinds) > 64 * file_bytes:
+        raise src.fail(f"decoders too large for a file of {file_bytes} bytes")
     sides = []
     for _ in range(src.uint(1 << 16, "number of side parameters")):
         sides.append(
-            (ROLES[src.uint(len(ROLES) - 1, "a role")], src.sint(140, "an exponent"), _read_shape(src, 64 * file_bytes))
+            (
+                ROLES[src.uint(len(ROLES) - 1, "a role")],
+                src.sint(LARGEST_EXPONENT, "an exponent"),
+                _read_shape(src, 64 * file_bytes),
+            )
         )
     raws = [_read_shape(src, 1032 * file_bytes) for _ in range(src.uint(1 << 16, "number of raw tensors"))]
     graph = read_graph(src) if src.uint(1, "graph flag") else None
@@ -265,8 +288,8 @@ def _read_network(data: bytes, file_bytes: int) -> _Head:
 
 def _read_shape(src: Reader, most: int) -> tuple[int, ...]:
     shape = tuple(src.uints(1 << 24, 8, "a shape"))
-    if math.prod(shape) > most:
-        raise src.fail(f"a tensor of shape {shape} in a file that is too short for it")
+    if not 1 <= math.prod(shape) <= most:
+        raise src.fail(f"a tensor of shape {shape} in a file of this length")
     return shape
 
 
@@ -274,11 +297,8 @@ def _read_sides(head: _Head, data: bytes, file_bytes: int) -> list[Side]:
     sizes = [math.prod(shape) for *_, shape in head.sides]
     if sum(sizes) > 64 * file_bytes:
         raise LnxError("side", f"{sum(sizes)} values announced in a file of {file_bytes} bytes")
-    kinds = [
-        np.concatenate([[len(ROLES)], np.full(n, ROLES.index(role))])
-        for n, (_, role, *_) in zip(sizes, head.sides, strict=True)
-    ]
-    values, _ = context.decode_ints(data, np.concatenate(kinds) if kinds else np.zeros(0, np.int64))
+    kinds = np.array([k for _, role, *_ in head.sides for k in (len(ROLES), ROLES.index(role))], np.int64)
+    values, _ = context.decode_ints(data, np.repeat(kinds, [k for n in sizes for k in (1, n)]))
     out, at = [], 0
     for n, (name, role, exponent, shape) in zip(sizes, head.sides, strict=True):
         ints = values[at] + values[at + 1 : at + 1 + n]
@@ -287,7 +307,7 @@ def _read_sides(head: _Head, data: bytes, file_bytes: int) -> list[Side]:
     return out
 
 
-def _read_groups(head: _Head, parts: dict[str, bytes]) -> tuple[list[Group], list[NDArray[np.float64]]]:
+def _read_groups(head: _Head, parts: dict[str, bytes], account: bool) -> tuple[list[Group], list[NDArray[np.float64]]]:
     blocks = {name: Reader(parts.get(name, b""), name) for name in ("tables", "significance", "coefficients")}
     free = [free_entries(kind, math.prod(kernel)) for kind, _, kernel, _ in head.kinds]
     with _naming("decoders"):
@@ -298,7 +318,7 @@ def _read_groups(head: _Head, parts: dict[str, bytes]) -> tuple[list[Group], lis
         coded = streams.Streams(mode, tables, blocks["significance"].block(), blocks["coefficients"].block())
         shapes = streams.shapes_of(_layers_of(head.layers, i))
         with _naming("coefficients"):
-            q, bits = streams.decode(coded, shapes, math.prod(kernel), streams.last_extent(kernel))
+            q, bits = streams.decode(coded, shapes, math.prod(kernel), streams.last_extent(kernel), account)
         groups.append(Group(Decoder(kind, kernel, entries[at : at + free[i]].astype(np.int32), exponent), q))
         costs.append(bits)
         at += free[i]
@@ -309,6 +329,8 @@ def _read_groups(head: _Head, parts: dict[str, bytes]) -> tuple[list[Group], lis
 
 def _read_raws(head: _Head, data: bytes) -> list[Raw]:
     sizes = [math.prod(shape) for _, shape in head.raws]
+    if head.raws and not data:
+        raise LnxError("raw", "missing")
     plain = inflate(data, 4 * sum(sizes), "raw") if head.raws else data
     if len(plain) != 4 * sum(sizes):
         raise LnxError("raw", f"{len(plain)} bytes for {sum(sizes)} float32 values")
@@ -321,15 +343,15 @@ def _read_raws(head: _Head, data: bytes) -> list[Raw]:
 
 def decode(data: bytes) -> Model:
     """The bytes of a file as a model; LnxError, with the section's name, for anything else."""
-    return _decode(data)[0]
+    return _decode(data, account=False)[0]
 
 
-def _decode(data: bytes) -> tuple[Model, _Head, list[NDArray[np.float64]], dict[str, bytes]]:
+def _decode(data: bytes, account: bool) -> tuple[Model, _Head, list[NDArray[np.float64]], dict[str, bytes]]:
     parts = split(bytes(data))
     if "network" not in parts:
         raise LnxError("network", "missing")
     head = _read_network(parts["network"], len(data))
-    groups, costs = _read_groups(head, parts)
+    groups, costs = _read_groups(head, parts, account)
     with _naming("side"):
         sides = _read_sides(head, parts.get("side", b""), len(data))
     model = Model(groups, head.layers, sides, _read_raws(head, parts.get("raw", b"")), head.graph, head.note)
@@ -361,7 +383,7 @@ def read(path: str | os.PathLike) -> Model:
 def ledger(path: str | os.PathLike) -> Ledger:
     """Attribute every byte of a file to a section, and the latents' bits to layers."""
     data = load_bytes(path)
-    model, head, costs, parts = _decode(data)
+    model, head, costs, parts = _decode(data, account=True)
     at, rows = [0] * len(model.groups), []
     for layer, q in zip(model.layers, model.latents(), strict=True):
         bits = float(costs[layer.group][at[layer.group]])

@@ -78,7 +78,9 @@ def size_accuracy(points: list[tuple[str, float, float]], ax: Axes | None = None
     lowest = min(100 * a for _, _, a in points)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.set(xlabel="size (kB, log scale)", ylabel="test accuracy (%)", ylim=(lowest - 1, 100), title="size against accuracy")
+    ax.set(
+        xlabel="size (kB, log scale)", ylabel="test accuracy (%)", ylim=(lowest - 1, 100), title="size against accuracy"
+    )
     ax.grid(alpha=0.3, which="both")
     ax.legend(frameon=False)
     return ax

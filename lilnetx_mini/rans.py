@@ -11,6 +11,7 @@ for using: eight states take turns, so that a processor can work on eight symbol
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class Constants:
 
     @property
     def long_stream(self) -> int:
-        """From this many symbols on, the 28 bytes of seven more states no longer matter (under 0.2 % of a bit each)."""
+        """From this many symbols on, the 28 bytes that seven more states may take are under 0.002 bits a symbol."""
         return 1 << 17
 
 
@@ -156,10 +157,13 @@ class Tables(NamedTuple):
 
 @njit(cache=True, inline="always")
 def _push(x, at, words, f, c, r):
-    """One symbol onto state x. The word is always written and only kept when it was needed: no branch to mispredict."""
-    words[at - 1] = x & _WORD
+    """One symbol onto state x. The word is always written and only kept when it was needed: no branch to mispredict.
+
+    A count of zero does no harm here; whoever calls has to notice it.
+    """
+    words[at - _ONE] = x & _WORD
     full = x >= (f << _PUSH)
-    at -= np.int64(full)
+    at -= np.uint64(full)
     x = x >> _U16 if full else x
     quotient = (x * r) >> _RECIPROCAL
     return (quotient << _BITS) + c + (x - quotient * f), at
@@ -173,13 +177,13 @@ def _pop(x, at, words, freq, start, symbol):
     x = freq[s] * (x >> _BITS) + slot - start[s]
     refilled = x << _U16 | np.uint64(words[at])
     low = x < _LOW
-    return refilled if low else x, at + np.int64(low), s
+    return refilled if low else x, at + np.uint64(low), s
 
 
 @njit(cache=True)
 def _encode(symbols, index, freq, start, reciprocal, states, words):
     """Any number of lanes and tables: symbol i belongs to lane i % lanes and table index[i]. Returns where words begin."""
-    at = words.size
+    at = np.uint64(words.size)
     lanes = states.size
     for i in range(symbols.size - 1, -1, -1):
         t, s, lane = index[i], symbols[i], i % lanes
@@ -190,7 +194,7 @@ def _encode(symbols, index, freq, start, reciprocal, states, words):
 @njit(cache=True)
 def _decode(out, index, freq, start, symbol, states, words):
     """The inverse of `_encode`. Returns how many words were used."""
-    at = 0
+    at = _ZERO
     lanes = states.size
     for i in range(out.size):
         t, lane = index[i], i % lanes
@@ -201,7 +205,7 @@ def _decode(out, index, freq, start, symbol, states, words):
 @njit(cache=True)
 def _encode8(symbols, freq, start, reciprocal, states, words):
     """Eight lanes, one table, the lanes written out so that the states stay in registers."""
-    at = words.size
+    at = np.uint64(words.size)
     x0, x1, x2, x3, x4, x5, x6, x7 = (
         states[0],
         states[1],
@@ -237,7 +241,7 @@ def _encode8(symbols, freq, start, reciprocal, states, words):
 @njit(cache=True)
 def _decode8(out, freq, start, symbol, states, words):
     """The inverse of `_encode8`."""
-    at = 0
+    at = _ZERO
     x0, x1, x2, x3, x4, x5, x6, x7 = (
         states[0],
         states[1],
@@ -266,6 +270,18 @@ def _lanes(n: int, lanes: int | None) -> int:
     return lanes or (C.lanes if n >= C.long_stream else 1)
 
 
+def _index(index: NDArray | None, n: int, tables: Tables, whole: int) -> NDArray[np.uint16]:
+    """Table numbers of the symbols from `whole` on, checked; InputError if they do not fit."""
+    if index is None:
+        return np.zeros(n - whole, np.uint16)
+    index = np.ascontiguousarray(index, np.uint16)
+    if index.size != n or index.max(initial=0) >= len(tables.freq):
+        raise InputError(
+            f"{index.size} table numbers up to {index.max(initial=0)} for {n} symbols and {len(tables.freq)} tables"
+        )
+    return index[whole:]
+
+
 def encode_symbols(
     symbols: NDArray[np.uint8], tables: Tables, index: NDArray | None = None, lanes: int | None = None
 ) -> bytes:
@@ -273,23 +289,21 @@ def encode_symbols(
 
     The stream is the lanes' states, four bytes each, then the words.
     """
-    symbols = np.ascontiguousarray(symbols, np.uint8)
-    index = np.zeros(symbols.size, np.uint16) if index is None else np.ascontiguousarray(index, np.uint16)
-    if index.size != symbols.size or index.max(initial=0) >= len(tables.freq):
-        raise InputError(
-            f"{index.size} table numbers up to {index.max(initial=0)} for {symbols.size} symbols and {len(tables.freq)} tables"
-        )
-    bad = tables.freq[index, symbols] == 0
-    if bad.any():
-        raise InputError(f"symbol {symbols[bad][0]} has count zero in its table: it cannot be coded")
-    lanes = _lanes(symbols.size, lanes)
+    symbols, n = np.ascontiguousarray(symbols, np.uint8), len(symbols)
+    lanes = _lanes(n, lanes)
+    whole = n - n % C.lanes if lanes == C.lanes and index is None else 0  # so many go through the fast kernel
+    index = _index(index, n, tables, whole)
+    uncoded = tables.freq == 0
+    if uncoded[:, : int(symbols.max(initial=0)) + 1].any():  # only then can a symbol have lacked its count
+        bad = uncoded[index if whole == 0 else 0, symbols]
+        if bad.any():
+            raise InputError(f"symbol {symbols[bad][0]} has count zero in its table: it cannot be coded")
     states = np.full(lanes, C.low, np.uint64)
-    words = np.empty(symbols.size + 1, np.uint16)  # at most one word a symbol, and one scratch place before the first
-    whole = symbols.size - symbols.size % C.lanes if lanes == C.lanes and len(tables.freq) == 1 else 0
-    at = _encode(symbols[whole:], index[whole:], tables.freq, tables.start, tables.reciprocal, states, words)
+    words = np.empty(n + 1, np.uint16)  # at most one word a symbol, and one scratch place before the first
+    at = _encode(symbols[whole:], index, tables.freq, tables.start, tables.reciprocal, states, words)
     if whole:
         at = _encode8(symbols[:whole], tables.freq[0], tables.start[0], tables.reciprocal[0], states, words[:at])
-    return states.astype("<u4").tobytes() + words[at:].astype("<u2").tobytes()
+    return states.astype("<u4").tobytes() + words[at:].astype("<u2", copy=False).tobytes()
 
 
 def decode_symbols(
@@ -297,23 +311,21 @@ def decode_symbols(
 ) -> NDArray[np.uint8]:
     """The inverse of `encode_symbols`: (n,) uint8. LnxError if the stream does not decode to its very start."""
     lanes = _lanes(n, lanes)
-    if len(data) < 4 * lanes or len(data) % 2:
-        raise LnxError("stream", f"{len(data)} bytes cannot hold {lanes} states and whole words (stream truncated?)")
-    index = np.zeros(n, np.uint16) if index is None else np.ascontiguousarray(index, np.uint16)
-    if index.size != n or index.max(initial=0) >= len(tables.freq):
-        raise InputError(
-            f"{index.size} table numbers up to {index.max(initial=0)} for {n} symbols and {len(tables.freq)} tables"
+    whole = n - n % C.lanes if lanes == C.lanes and index is None else 0
+    index = _index(index, n, tables, whole)
+    count = (len(data) - 4 * lanes) // 2
+    if len(data) < 4 * lanes or len(data) % 2 or count > n:
+        raise LnxError(
+            "stream", f"{len(data)} bytes cannot be {lanes} states and words for {n} symbols (stream damaged?)"
         )
     states = np.frombuffer(data, "<u4", lanes).astype(np.uint64)
-    count = (len(data) - 4 * lanes) // 2
-    if (states < C.low).any() or count > n:
-        raise LnxError("stream", "a state is out of its interval, or there are more words than symbols")
+    if (states < C.low).any():
+        raise LnxError("stream", "a state is out of its interval (stream damaged?)")
     words = np.zeros(n + 1, np.uint16)  # each symbol reads ahead by at most one word: no read leaves this array
     words[:count] = np.frombuffer(data, "<u2", count, 4 * lanes)
     out = np.empty(n, np.uint8)
-    whole = n - n % C.lanes if lanes == C.lanes and len(tables.freq) == 1 else 0
     at = _decode8(out[:whole], tables.freq[0], tables.start[0], tables.symbol[0], states, words) if whole else 0
-    at += _decode(out[whole:], index[whole:], tables.freq, tables.start, tables.symbol, states, words[at:])
+    at += _decode(out[whole:], index, tables.freq, tables.start, tables.symbol, states, words[at:])
     if at != count or (states != C.low).any():
         raise LnxError("stream", f"decoding used {at} of {count} words and did not end at the coder's start")
     return out
@@ -329,40 +341,80 @@ def encode(
     returns  the escaped values, length first, then the rANS stream
     raises   InputError for a value that its table, lacking an escape, has no place for
     """
-    tables = [table] if isinstance(table, Table) else list(table)
+    tables, which = _by_table(table, index, np.size(values))
     values = np.asarray(values).ravel()
-    which = np.zeros(values.size, np.int64) if index is None else np.asarray(index).ravel()
-    if which.size != values.size or (values.size and not 0 <= which.min() <= which.max() < len(tables)):
-        raise InputError(f"{which.size} table numbers do not fit {values.size} values and {len(tables)} tables")
     symbols, escaped = np.zeros(values.size, np.uint8), []
-    for t, one in enumerate(tables):
-        symbols[which == t], out = one.symbols(values[which == t])
+    for one, mine in zip(tables, which, strict=True):
+        symbols[mine], out = one.symbols(values[mine])
         escaped.extend(int(v) for v in out)
     extra = Writer()
     for v in escaped:
         extra.sint(v)
     head = Writer().block(bytes(extra.data))
-    return bytes(head.data) + encode_symbols(
-        symbols, Tables.of([t.counts for t in tables]), which.astype(np.uint16), lanes
-    )
+    return bytes(head.data) + encode_symbols(symbols, Tables.of([t.counts for t in tables]), index, lanes)
+
+
+def _by_table(
+    table: Table | list[Table], index: NDArray | None, n: int
+) -> tuple[list[Table], list[slice] | list[NDArray]]:
+    """The tables, and for each which values are its own."""
+    tables = [table] if isinstance(table, Table) else list(table)
+    if index is None and len(tables) == 1:
+        return tables, [slice(None)]
+    which = np.zeros(n, np.int64) if index is None else np.asarray(index).ravel()
+    if which.size != n or (n and not 0 <= which.min() <= which.max() < len(tables)):
+        raise InputError(f"{which.size} table numbers do not fit {n} values and {len(tables)} tables")
+    return tables, [np.flatnonzero(which == t) for t in range(len(tables))]
 
 
 def decode(
     data: bytes, table: Table | list[Table], n: int, index: NDArray | None = None, lanes: int | None = None
 ) -> NDArray[np.int32]:
     """The inverse of `encode`: (n,) int32. LnxError if the bytes are not such a stream."""
-    tables = [table] if isinstance(table, Table) else list(table)
-    which = np.zeros(n, np.int64) if index is None else np.asarray(index).ravel()
+    tables, which = _by_table(table, index, n)
     src = Reader(data, "stream")
     extra = Reader(src.block("escaped values"), "stream")
-    symbols = decode_symbols(data[src.at :], Tables.of([t.counts for t in tables]), n, which.astype(np.uint16), lanes)
+    symbols = decode_symbols(data[src.at :], Tables.of([t.counts for t in tables]), n, index, lanes)
     values = np.zeros(n, np.int32)
-    for t, one in enumerate(tables):
-        mine = symbols[which == t]
-        out = mine.astype(np.int32) + one.low
+    for one, mine in zip(tables, which, strict=True):
+        own = symbols[mine]
+        out = own.astype(np.int32) + one.low
         if one.escape:
-            places = np.flatnonzero(mine == one.width)
+            places = np.flatnonzero(own == one.width)
             out[places] = [extra.sint(LARGEST + 1, "an escaped value") for _ in places]
-        values[which == t] = out
+        values[mine] = out
     extra.finish()
     return values
+
+
+# -- streams longer than memory ---------------------------------------------------------------------------------------
+
+
+def encode_blocks(blocks: Iterable[IntArray], table: Table) -> Iterator[bytes]:
+    """Code arrays one after another, each as a frame of its own: number of values, length, stream. Holds one at a time."""
+    for values in blocks:
+        stream = encode(values, table)
+        yield bytes(Writer().uint(np.size(values)).block(stream).data)
+
+
+def decode_blocks(read: Callable[[int], bytes], table: Table, largest: int = 1 << 24) -> Iterator[NDArray[np.int32]]:
+    """The inverse, from a function like a file's ``read``, until it returns nothing.
+
+    largest  frames that announce more values or bytes than this are refused before memory is taken
+    """
+    while first := read(1):
+        n = _varint(first, read, largest, "number of values")
+        length = _varint(read(1), read, 4 * largest + 64, "length")
+        stream = read(length)
+        if len(stream) != length:
+            raise LnxError("stream", f"{length} bytes announced, {len(stream)} left (stream truncated?)")
+        yield decode(stream, table, n)
+
+
+def _varint(data: bytes, read: Callable[[int], bytes], limit: int, what: str) -> int:
+    while data and data[-1] >= 0x80 and len(data) < 10:
+        more = read(1)
+        if not more:
+            break
+        data += more
+    return Reader(data, "stream").uint(limit, what)

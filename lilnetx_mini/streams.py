@@ -43,8 +43,8 @@ def encode_static(q: IntArray, shapes: list[tuple[int, int]]) -> Streams:
     """q (S, d), layers of shapes (rows, columns) of slices: coded with static tables."""
     q = np.asarray(q)
     flags, layer = q.any(1).astype(np.int64), _layer_index(shapes)
-    by_layer = [Table.of(flags[layer == k]) for k in range(len(shapes))]
-    by_place = [Table.of(column) for column in q[flags == 1].T]
+    by_layer = [Table.cheapest(flags[layer == k]) for k in range(len(shapes))]
+    by_place = [Table.cheapest(column) for column in q[flags == 1].T]
     tables = Writer()
     for t in by_layer + by_place:
         t.write(tables)
@@ -61,17 +61,20 @@ def encode_adaptive(q: IntArray, shapes: list[tuple[int, int]], width: int) -> S
     return Streams("adaptive", b"", flags, coefficients)
 
 
-def encode(q: IntArray, shapes: list[tuple[int, int]], width: int) -> Streams:
-    """Whichever of the two is smaller."""
-    return min(encode_adaptive(q, shapes, width), encode_static(q, shapes), key=lambda s: s.size)
+def encode(q: IntArray, shapes: list[tuple[int, int]], width: int, mode: str | None = None) -> Streams:
+    """Coded in the given mode, or by default in whichever of the two is smaller."""
+    ways = {"static": lambda: encode_static(q, shapes), "adaptive": lambda: encode_adaptive(q, shapes, width)}
+    return min((ways[m]() for m in ([mode] if mode else MODES)), key=lambda s: s.size)
 
 
-def decode(streams: Streams, shapes: list[tuple[int, int]], d: int, width: int) -> tuple[IntArray, NDArray[np.float64]]:
-    """(S, d) int16 latents, and the bits that each layer's flags and coefficients took."""
+def decode(
+    streams: Streams, shapes: list[tuple[int, int]], d: int, width: int, account: bool = True
+) -> tuple[IntArray, NDArray[np.float64]]:
+    """(S, d) int16 latents, and the bits that each layer's flags and coefficients took (none if `account` is off)."""
     slices = sum(r * c for r, c in shapes)
     if streams.mode == "adaptive":
-        flags, bits = context.decode_flags(streams.significance, shapes, slices)
-        q, more = context.decode_coefficients(streams.coefficients, flags, shapes, d, width)
+        flags, bits = context.decode_flags(streams.significance, shapes, slices, account)
+        q, more = context.decode_coefficients(streams.coefficients, flags, shapes, d, width, account)
         return q.astype(np.int16), bits + more
     src, layer = Reader(streams.tables, "tables"), _layer_index(shapes)
     by_layer = [Table.read(src) for _ in shapes]
@@ -86,6 +89,8 @@ def decode(streams: Streams, shapes: list[tuple[int, int]], d: int, width: int) 
     q[alive] = rans.decode(streams.coefficients, by_place, alive.size * d, place).reshape(-1, d)
     if not q[alive].any(1).all():
         raise src.fail("a slice that is marked as non-zero has only zeros")
+    if not account:
+        return q, np.zeros(0)
     owner = layer[alive]
     bits = np.array([by_layer[k].bits(flags[layer == k]) for k in range(len(shapes))])
     bits += [

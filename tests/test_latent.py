@@ -53,6 +53,11 @@ def test_stored_numbers_use_the_smallest_power_of_two_step_that_fits(bits):
     assert latent.quantise(np.zeros(3), bits) == (pytest.approx(np.zeros(3)), 0)
 
 
+def test_tiny_numbers_become_zero_rather_than_an_error():
+    ints, e = latent.quantise(np.array([1e-40, -1e-39]))
+    assert e == -latent.LARGEST_EXPONENT and not ints.any()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_numbers_without_a_step_are_refused(bad):
     with pytest.raises(InputError, match="step"):

@@ -1,3 +1,5 @@
+import io
+
 import constriction
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lilnetx_mini import InputError, LnxError, rans
+from lilnetx_mini import InputError, LnxError, frequency, rans
 from lilnetx_mini.fields import Reader, Writer
 from lilnetx_mini.frequency import Table
 
@@ -122,10 +124,48 @@ def test_tables_survive_their_bytes():
         assert back.low == table.low and back.escape == table.escape and (back.counts == table.counts).all()
 
 
+@given(arrays(np.int16, st.integers(1, 300), elements=st.integers(-300, 300)))
+@settings(max_examples=100, deadline=None)
+def test_coarse_tables_are_rebuilt_exactly_and_chosen_only_where_they_pay(values):
+    exact, table = Table.of(values), Table.cheapest(values)
+    assert int(table.counts.sum()) == 1 << 14 and ((table.counts > 0) == (exact.counts > 0)).all()
+    back = Table.read(Reader(table.to_bytes(), "tables"))
+    assert (
+        back.low == table.low
+        and (back.counts == table.counts).all()
+        and (back.escape, back.coarse) == (table.escape, table.coarse)
+    )
+    assert table.bits(values) + 8 * len(table.to_bytes()) <= exact.bits(values) + 8 * len(exact.to_bytes())
+    assert (rans.decode(rans.encode(values, table), back, len(values)) == values).all()
+
+
+def test_coarse_levels_lose_little():
+    counts = Table.of(sample(5000, 3)).counts
+    coarse = frequency.counts_of_levels(frequency.coarse_levels(counts)).astype(float)
+    p = counts[counts > 0] / 16384
+    assert (p * np.log2(counts[counts > 0] / coarse[counts > 0])).sum() < 0.01
+
+
 def test_tables_that_do_not_sum_up_are_refused():
     with pytest.raises(LnxError, match="frequencies sum to"):
-        Table.read(Reader(bytes(Writer().sint(0).uint(6).uint(16000).uint(600).data), "tables"))
+        Table.read(Reader(bytes(Writer().sint(0).uint(12).uint(16000).uint(600).data), "tables"))
     with pytest.raises(InputError, match="sum to"):
         rans.Tables.of([np.array([1, 2, 3])])
     with pytest.raises(InputError, match="sum to"):
         rans.Coder([1, 2, 3])
+
+
+@given(st.lists(st.integers(0, 400), max_size=6), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_streams_longer_than_memory_go_block_by_block(sizes, seed):
+    blocks = [sample(n, 2.0, seed + k) for k, n in enumerate(sizes)]
+    table = Table.of(sample(50), escape=True)
+    file = io.BytesIO(b"".join(rans.encode_blocks(iter(blocks), table)))
+    back = list(rans.decode_blocks(file.read, table))
+    assert len(back) == len(blocks) and all((a == b).all() for a, b in zip(back, blocks, strict=True))
+
+
+@pytest.mark.parametrize("data", [b"\x05", b"\x05\x20abc", b"\xff" * 12, b"\xff\xff\xff\xff\x7f\x01"])
+def test_damaged_blocks_are_noticed(data):
+    with pytest.raises(LnxError):
+        list(rans.decode_blocks(io.BytesIO(data).read, Table.of(sample(50))))

@@ -42,7 +42,9 @@ def unread_inputs(answer: Callable[[np.ndarray, int, int], list[int]]) -> Verdic
             q = rng.integers(-1, 2, (outputs, inputs, d)) * (rng.random((outputs, inputs, 1)) < 0.5)
             dead = rng.random(inputs) < 0.5
             q[:, dead] = 0
-            for c in np.flatnonzero(~dead)[::2]:  # every other one is alive through few values, which a sum would cancel
+            for c in np.flatnonzero(~dead)[
+                ::2
+            ]:  # every other one is alive through few values, which a sum would cancel
                 q[:, c], row = 0, (outputs - 1 + c) % outputs
                 q[row, c, 0] = 3
                 q[row - 1 if d == 1 and outputs > 1 else row, c, d - 1] = -3
@@ -51,7 +53,9 @@ def unread_inputs(answer: Callable[[np.ndarray, int, int], list[int]]) -> Verdic
             want = np.flatnonzero(dead).tolist()
             got = answer(q.reshape(outputs * inputs, d).copy(), outputs, inputs)
             if got is None or [int(i) for i in got] != want:
-                raise Wrong(f"{outputs} outputs, {inputs} inputs, d = {d}: inputs {want} are read by no slice, you returned {got}")
+                raise Wrong(
+                    f"{outputs} outputs, {inputs} inputs, d = {d}: inputs {want} are read by no slice, you returned {got}"
+                )
         return "a channel is dead when none of its slices has a non-zero value"
 
     return judge(check)
@@ -88,7 +92,9 @@ def forge(answer: Callable[[bytes, int], bytes]) -> Verdict:
                 want[position] ^= 0xFF
                 changed = [n for n in before if n != "header" and after[n] != before[n]]
                 if after["coefficients"] != bytes(want):
-                    raise Wrong(f"byte {position} of coefficients should be inverted, and no other; sections changed: {changed}")
+                    raise Wrong(
+                        f"byte {position} of coefficients should be inverted, and no other; sections changed: {changed}"
+                    )
                 if changed != ["coefficients"]:
                     raise Wrong(f"only coefficients should change, but {changed} did")
         return "checksums protect from accidents, not from someone who can compute them too"

@@ -155,6 +155,7 @@ class Compressor:
         lr: float = 0.01,
         decoder_lr: float | None = None,
         density_lr: float | None = None,
+        rest_lr: float | None = None,
         weight_decay: float = 0.0,
     ) -> list[dict]:
         """For the optimiser: latents, decoders, densities, and everything else, each with its own rate (default `lr`).
@@ -170,7 +171,7 @@ class Compressor:
             ("latents", latents, lr, 0.0),
             ("decoders", decoders, decoder_lr or lr, 0.0),
             ("densities", densities, density_lr or lr, 0.0),
-            ("rest", rest, lr, weight_decay),
+            ("rest", rest, rest_lr or lr, weight_decay),
         ]
         return [{"name": n, "params": p, "lr": r, "weight_decay": d} for n, p, r, d in rows if p]
 

@@ -115,6 +115,8 @@ def _other_tensors(model: nn.Module, coded: set[str], bits: int) -> list[_Tensor
         if name in coded or name in folded or id(tensor) in seen or name.endswith("num_batches_tracked"):
             continue
         seen.add(id(tensor))
+        if tensor.numel() == 0:
+            continue
         values = tensor.detach().cpu().numpy()
         if isinstance(tensor, nn.Parameter) and tensor.ndim == 1 and tensor.is_floating_point():
             sides.append(_Tensor(name, "parameter", values, bits))
@@ -238,7 +240,9 @@ def put(file: lnx.Model, model: nn.Module) -> nn.Module:
                 )
             target.copy_(torch.from_numpy(values))
             filled.add(id(target))
-    missing = [n for n, t in state.items() if id(t) not in filled and not n.endswith("num_batches_tracked")]
+    missing = [
+        n for n, t in state.items() if id(t) not in filled and t.numel() and not n.endswith("num_batches_tracked")
+    ]
     if missing:
         raise InputError(f"the file has nothing for {', '.join(missing[:5])}: is it the same architecture?")
     return model

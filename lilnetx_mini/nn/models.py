@@ -69,6 +69,20 @@ def cifar_resnet20(width: int = 1) -> nn.Module:
     return CifarResNet(3, width)
 
 
+def lenet5() -> nn.Module:
+    """LeNet5 as in the Caffe examples: two 5x5 convolutions and two dense layers, 431,080 parameters. Input (N, 1, 28, 28)."""
+    return nn.Sequential(
+        nn.Conv2d(1, 20, 5),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(800, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
+
+
 def count_bytes(model: nn.Module) -> int:
     """Size of a network as float32: four bytes for every parameter and buffer, shared ones once."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}

@@ -21,8 +21,12 @@ class Recipe:
     lr                 peak rate of Adam, for latents, decoders and the rest; falls to zero along a cosine
     plain_lr           the same for the plain network: each side of a comparison trains at its own best
     density_lr         the same for the densities
+    decoder_lr         the same for decoders, and
+    rest_lr            for everything that is not compressed; 0 for both: as the latents
     lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps
     shift              images move by up to this many pixels
+    flip               1: half of the images are mirrored left to right
+    init               how latents start: "random", or "from_weights" for a model that is trained already
     label_smoothing    share of the target spread over all classes
     stored_decoders    share of the steps, at the end, that compute with 8-bit decoders as in the file
     threads            of the processor, for one run; the numbers depend on it, so it belongs to the recipe
@@ -36,11 +40,15 @@ class Recipe:
     lr: float = 0.01
     plain_lr: float = 0.01
     density_lr: float = 0.01
+    decoder_lr: float = 0.0
+    rest_lr: float = 0.0
     lam_rate: float = 1.0
     lam_group: float = 1.0
     lam_l2: float = 0.0
     ramp: float = 0.3
     shift: int = 0
+    flip: int = 0
+    init: str = "random"
     label_smoothing: float = 0.0
     stored_decoders: float = 0.2
     threads: int = 1
@@ -68,6 +76,8 @@ def get(name: str, changes: dict[str, str] | None = None) -> Recipe:
             values[key] = types[key](text)
         except ValueError:
             raise InputError(f"{key}={text!r}: {types[key].__name__} expected") from None
-        if not 0 <= values[key] < float("inf") or (types[key] is int and key != "shift" and values[key] < 1):
+        if not 0 <= values[key] < float("inf") or (
+            types[key] is int and key not in ("shift", "flip") and values[key] < 1
+        ):
             raise InputError(f"{key}={text}: out of range")
     return dataclasses.replace(recipe, **values)

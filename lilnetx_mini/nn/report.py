@@ -129,10 +129,16 @@ def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Pat
         r["file_accuracy"] = evaluate_elsewhere(out / f"seed{r['seed']}" / "lilnetx" / "model.lnx", out / "test.npz")
     first = out / f"seed{compressed[0]['seed']}" / "lilnetx" / "model.lnx"
     lnx.write_atomic(out / "model.lnx", first.read_bytes())
-    return {"recipe": recipe.name, "made": _circumstances(), "compressed": compressed, "plain": plain, "file": str(out / "model.lnx")}
+    return {
+        "recipe": recipe.name,
+        "made": circumstances(),
+        "compressed": compressed,
+        "plain": plain,
+        "file": str(out / "model.lnx"),
+    }
 
 
-def _circumstances() -> dict[str, str]:
+def circumstances() -> dict[str, str]:
     """What a reader needs to judge or repeat the numbers: command, date, machine, versions."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

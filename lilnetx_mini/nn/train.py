@@ -42,6 +42,12 @@ def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(n).view(n, 1, 1, 1), torch.arange(x.shape[1]).view(1, -1, 1, 1), rows, columns]
 
 
+def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image (N, C, H, W) mirrored left to right with probability one half."""
+    mirror = torch.rand(len(x), generator=generator) < 0.5
+    return torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, batch: int = 1000) -> float:
     """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
@@ -68,9 +74,9 @@ class Run:
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(seed)
         self.model = recipe.model()
-        self.compressor = reparameterize(self.model) if compress else None
+        self.compressor = reparameterize(self.model, init=recipe.init) if compress else None
         if compress:
-            groups = self.compressor.parameter_groups(recipe.lr, density_lr=recipe.density_lr)
+            groups = self.compressor.parameter_groups(recipe.lr, recipe.decoder_lr, recipe.density_lr, recipe.rest_lr)
         else:
             groups = self.model.parameters()
         self.optimizer = torch.optim.Adam(groups, lr=recipe.plain_lr, fused=True)
@@ -141,6 +147,7 @@ class Run:
         for n, part in enumerate(order.split(self.recipe.batch)):
             share = self._schedule(self.epoch * self.steps_an_epoch + n)
             x = shifted(torch.from_numpy(train.x)[part], self.recipe.shift, self.generator)
+            x = flipped(x, self.generator) if self.recipe.flip else x
             loss = F.cross_entropy(
                 self.model(x), torch.from_numpy(train.y)[part], label_smoothing=self.recipe.label_smoothing
             )

@@ -1,0 +1,101 @@
+"""Trains the files that benchmarks/size.py measures, on real data: a LeNet5 on MNIST and a ResNet-20 on CIFAR-10.
+
+    python benchmarks/train_files.py mnist_lenet5 | cifar10_resnet20 [--out runs/files] [--weights resnet20-12fca82f.th]
+
+LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. The ResNet-20 starts from trained weights of
+akamaster/pytorch_resnet_cifar10 and is fine-tuned with the penalties; its plain network is the one it starts from.
+Runs resume from their checkpoints. Writes NAME.lnx and NAME.json (accuracies, settings, machine) into results/files/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lilnetx_mini import data, lnx
+from lilnetx_mini.nn import models
+from lilnetx_mini.nn.recipes import Recipe
+from lilnetx_mini.nn.report import circumstances
+from lilnetx_mini.nn.train import Run, accuracy
+from lilnetx_mini.runtime import Network
+
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # what the trained weights expect
+
+
+def normalised_cifar10() -> data.Splits:
+    """CIFAR-10 as the trained weights want it."""
+    splits = data.cifar10()
+    parts = (splits.train, splits.validation, splits.test)
+    return data.Splits(*(data.Split((p.x - MEAN[:, None, None]) / STD[:, None, None], p.y) for p in parts))
+
+
+def trained_resnet20(weights: str) -> torch.nn.Module:
+    """Our ResNet-20 with the given checkpoint's weights, matched by order."""
+    model = models.cifar_resnet20()
+    theirs = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
+    theirs = [v for k, v in theirs.items() if not k.endswith("num_batches_tracked")]
+    names = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
+    model.load_state_dict(dict(zip(names, theirs, strict=True)), strict=False)
+    return model
+
+
+def recipes(weights: str | None) -> dict[str, Recipe]:
+    """Multipliers were chosen on the validation images."""
+    lenet = Recipe(
+        "mnist_lenet5",
+        models.lenet5,
+        data.mnist,
+        epochs=6,
+        batch=128,
+        lr=0.005,
+        plain_lr=0.001,
+        lam_rate=0.5,
+        lam_group=0.5,
+    )
+    resnet = Recipe(
+        "cifar10_resnet20", functools.partial(trained_resnet20, weights), normalised_cifar10, epochs=3, batch=128,
+        lr=0.04, decoder_lr=1e-4, rest_lr=1e-3, lam_rate=4.0, lam_group=4.0, ramp=0.2, shift=4, flip=1, init="from_weights",
+    )  # fmt: skip
+    return {"mnist_lenet5": lenet, "cifar10_resnet20": resnet}
+
+
+def main() -> None:
+    """Train, write, evaluate the file itself, and record."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("name", choices=["mnist_lenet5", "cifar10_resnet20"])
+    p.add_argument("--out", default="runs/files", help="folder for checkpoints")
+    p.add_argument("--results", default="results/files", help="folder for the file and its record")
+    p.add_argument("--weights", help="the trained ResNet-20 checkpoint")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    a = p.parse_args()
+    recipe = recipes(a.weights)[a.name]
+    changes = {k: type(getattr(recipe, k))(v) for k, v in (s.split("=") for s in a.set)}
+    recipe = dataclasses.replace(recipe, **changes)
+    run = Run(recipe, 0, Path(a.out) / a.name)
+    run.resume()
+    trained = run.fit()
+    test = run.splits.test
+    if recipe.init == "from_weights":
+        plain = accuracy(recipe.model(), test)
+    else:
+        plain_run = Run(recipe, 0, Path(a.out) / f"{a.name}_plain", compress=False)
+        plain_run.resume()
+        plain = accuracy(plain_run.fit().model, test)
+    saved = trained.compressor.save(Path(a.results) / f"{a.name}.lnx", torch.from_numpy(test.x[:2]))
+    own = float((Network.load(saved.path).predict(test.x) == test.y).mean())
+    numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, (int, float, str))}
+    record = {"accuracy": own, "plain_accuracy": plain, "file_bytes": saved.file_bytes, "float_bytes": models.count_bytes(recipe.model()),
+              "slices_zero": trained.metrics[-1]["slices_zero"], "weights_zero": trained.metrics[-1]["weights_zero"],
+              "recipe": numbers, "seed": 0, "made": circumstances()}  # fmt: skip
+    lnx.write_atomic(Path(a.results) / f"{a.name}.json", json.dumps(record, indent=1).encode())
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
