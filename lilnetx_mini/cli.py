@@ -121,7 +121,12 @@ def evaluate(
 @app.command(epilog="Example: lilnetx predict runs/digits/model.lnx seven.png")
 def predict(
     file: FileArgument,
-    image: Annotated[Path, typer.Argument(help="an image file, or an .npy/.npz array of the network's input shape")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            help="an image file (digits: bright ink on black), or an .npy/.npz array of the network's input shape"
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """The class of one image, or of every image of an array, with the torch-free runtime."""
@@ -161,6 +166,6 @@ def main() -> None:
     """Entry point: our own errors become one line and exit status 1."""
     try:
         app()
-    except LilnetxError as e:
+    except (LilnetxError, OSError) as e:
         typer.echo(f"lilnetx: {e}", err=True)
         sys.exit(1)

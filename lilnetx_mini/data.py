@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickletools
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,21 +126,31 @@ def _held_out(train: Split, test: Split, validation: int = 5000) -> Splits:
 
 
 def load_npz(path: str | os.PathLike) -> Split:
-    """Images ``x`` and labels ``y`` from an .npz file; DataError or InputError say what is wrong with it."""
+    """Images ``x`` and labels ``y`` from an .npz file; pixels as bytes become 0 .. 1. DataError or InputError say what is wrong."""
     if not Path(path).is_file():
         raise DataError(
             f"there is no file {path}; give an .npz with arrays x (N, ...) and y (N,), or the name of a data set: digits"
         )
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not an .npz file of plain arrays")
     try:
         with np.load(path, allow_pickle=False) as f:
             arrays = {k: f[k] for k in f.files}
-    except (ValueError, OSError, EOFError, AttributeError) as e:
-        raise InputError(f"{path} is not an .npz file of plain arrays: {e}") from None
-    if "x" not in arrays or "y" not in arrays or len(arrays["x"]) != arrays["y"].size:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+        raise InputError(f"{path} is not an .npz file of plain arrays: {str(e).split('.')[0]}") from None
+    x, y = arrays.get("x"), arrays.get("y")
+    if x is None or y is None or x.ndim < 2 or len(x) == 0 or len(x) != y.size:
         raise InputError(
             f"{path} holds {', '.join(f'{k} {v.shape}' for k, v in arrays.items())}: x (N, ...) and y (N,) are needed"
         )
-    return Split(arrays["x"], arrays["y"].astype(np.int64).ravel())
+    if not np.issubdtype(y.dtype, np.integer):
+        raise InputError(f"{path}: y is of type {y.dtype}; whole numbers, the classes, are needed")
+    return Split(_scaled(x), y.astype(np.int64).ravel())
+
+
+def _scaled(x: NDArray) -> NDArray:
+    """Bytes are pixels: 0 .. 255 become 0 .. 1, as for image files. Other types stay as they are."""
+    return x / np.float32(255) if x.dtype == np.uint8 else x
 
 
 def test_split(source: str) -> Split:
@@ -169,7 +180,7 @@ def load_images(path: str | os.PathLike, shape: tuple[int, ...]) -> NDArray[np.f
             raise InputError(
                 f"{path} holds an array of shape {array.shape}; this network takes {tuple(shape)} or a batch of them"
             )
-        return array
+        return _scaled(array)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"this network takes {tuple(shape)}, not an image: give an .npy array")
     try:

@@ -14,11 +14,11 @@ class InputError(LilnetxError, ValueError):
 class LnxError(LilnetxError):
     """A file or a coded stream is damaged, truncated, hostile or newer than this version.
 
-    section  the part of the file where it was noticed, for example ``"tables"``
+    section  the part of the file where it was noticed, for example ``"tables"``; "" if there is no file to speak of
     """
 
     def __init__(self, section: str, message: str) -> None:
-        super().__init__(f"section '{section}': {message}")
+        super().__init__(f"section '{section}': {message}" if section else message)
         self.section = section
         self.message = message
 

@@ -205,12 +205,13 @@ def split(data: bytes) -> dict[str, bytes]:
 
 
 @contextmanager
-def _naming(section: str) -> Iterator[None]:
-    """Errors of a stream get the name of the section that it stands in."""
+def _naming(section: str | None, path: str | os.PathLike | None = None) -> Iterator[None]:
+    """Errors of a stream get the name of the section that it stands in, those of a file the file's name."""
     try:
         yield
     except LnxError as e:
-        raise LnxError(section, e.message) from None
+        message = e.message if path is None or str(path) in e.message else f"{e.message} [{path}]"
+        raise LnxError(e.section if section is None else section, message) from None
 
 
 @dataclass(frozen=True)
@@ -370,20 +371,22 @@ def load_bytes(path: str | os.PathLike) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise LnxError("header", f"there is no file {path}") from None
+        raise LnxError("", f"there is no file {path}") from None
     except OSError as e:
-        raise LnxError("header", f"{path} cannot be read: {e.strerror}") from None
+        raise LnxError("", f"{path} cannot be read: {e.strerror}") from None
 
 
 def read(path: str | os.PathLike) -> Model:
     """Read a file; LnxError if it is missing, damaged, foreign or newer than this version."""
-    return decode(load_bytes(path))
+    with _naming(None, path):
+        return decode(load_bytes(path))
 
 
 def ledger(path: str | os.PathLike) -> Ledger:
     """Attribute every byte of a file to a section, and the latents' bits to layers."""
     data = load_bytes(path)
-    model, head, costs, parts = _decode(data, account=True)
+    with _naming(None, path):
+        model, head, costs, parts = _decode(data, account=True)
     at, rows = [0] * len(model.groups), []
     for layer, q in zip(model.layers, model.latents(), strict=True):
         bits = float(costs[layer.group][at[layer.group]])

@@ -143,7 +143,8 @@ def test_tied_weights_are_counted_stored_and_loaded_once(tmp_path):
     assert compressor.count == 20 * 8 + 24 * 8 + 8 * 8
     assert model.out.parametrizations.weight.original is model.embed.parametrizations.weight.original
     tokens = torch.randint(0, 20, (2, 5))
-    saved = compressor.save(tmp_path / "t.lnx", tokens)
+    with pytest.warns(UserWarning, match="without a graph"):
+        saved = compressor.save(tmp_path / "t.lnx", tokens)
     assert "embedding" in saved.note  # the runtime has no such operation, and the file says so
     plain = lx.load_into(Tied().eval(), tmp_path / "t.lnx")
     assert plain.out.weight is plain.embed.weight
@@ -257,7 +258,8 @@ class Branching(nn.Module):
 
 def test_a_network_that_cannot_be_traced_is_stored_without_a_graph_and_says_so(tmp_path):
     compressor = lx.reparameterize(Branching(), init="from_weights")
-    saved = compressor.save(tmp_path / "m.lnx", torch.ones(2, 4))
+    with pytest.warns(UserWarning, match="without a graph"):
+        saved = compressor.save(tmp_path / "m.lnx", torch.ones(2, 4))
     assert "cannot trace Branching" in saved.note and lnx.ledger(tmp_path / "m.lnx").note == saved.note
     assert torch.allclose(lx.load_into(Branching(), tmp_path / "m.lnx").fc.weight, compressor.model.fc.weight)
 
@@ -282,6 +284,48 @@ def test_a_file_of_another_architecture_is_refused(tmp_path):
         lx.load_into(other, tmp_path / "m.lnx")
     with pytest.raises(LnxError, match="no file"):
         lx.load_into(models.digits_resnet(), tmp_path / "absent.lnx")
+
+
+def test_frozen_weights_are_left_alone(tmp_path):
+    model = models.digits_resnet()
+    model.conv1.weight.requires_grad_(False)
+    before = model.conv1.weight.clone()
+    compressor = lx.reparameterize(model)
+    assert "conv1.weight" not in [w.name for w in compressor.weights]
+    compressor.save(tmp_path / "m.lnx", torch.zeros(2, 1, 8, 8))
+    assert torch.equal(lx.load_into(models.digits_resnet(), tmp_path / "m.lnx").conv1.weight, before)
+
+
+def test_a_double_precision_network_works(tmp_path):
+    model = models.digits_resnet().double()
+    compressor = lx.reparameterize(model)
+    assert model(torch.zeros(2, 1, 8, 8, dtype=torch.float64)).dtype == torch.float64
+    assert compressor.save(tmp_path / "m.lnx", torch.zeros(2, 1, 8, 8)).difference < 1e-5
+
+
+@pytest.mark.parametrize("example,error,message", [
+    (torch.zeros(2, 3, 8, 8), ExportError, "does not take"), (torch.zeros(1, 8), ExportError, "does not take"),
+    (np.zeros((2, 1, 8, 8)), InputError, "ndarray"), ((torch.zeros(2, 1, 8, 8),) * 2, InputError, "tuple"),
+    (torch.zeros(0, 1, 8, 8), InputError, "at least one")])  # fmt: skip
+def test_a_wrong_example_input_is_an_error_and_keeps_the_old_file(example, error, message, tmp_path):
+    (tmp_path / "m.lnx").write_bytes(b"old")
+    with pytest.raises(error, match=message):
+        lx.reparameterize(models.digits_resnet()).save(tmp_path / "m.lnx", example)
+    assert (tmp_path / "m.lnx").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [({"leave": ["haed.*"]}, "no module is called 'haed"), ({"decoder": {3: "dct"}}, "no weight has kernel 3")],
+)
+def test_options_that_match_nothing_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        lx.reparameterize(models.digits_resnet(), **options)
+
+
+def test_learning_rates_of_zero_are_taken_at_their_word():
+    groups = lx.reparameterize(models.digits_resnet()).parameter_groups(0.01, decoder_lr=0.0, density_lr=0.5)
+    assert {g["name"]: g["lr"] for g in groups} == {"latents": 0.01, "decoders": 0.0, "densities": 0.5, "rest": 0.01}
 
 
 def test_folded_norm_layers_come_back_as_scale_and_shift(tmp_path):

@@ -204,11 +204,23 @@ def test_every_command_has_help_with_an_example(command):
     assert f"Example: lilnetx {command}" in lilnetx(command, "--help").stdout
 
 
-@pytest.mark.parametrize("arrays", [{"x": np.zeros((2, 1, 8, 8))}, {"x": np.zeros((2, 1, 8, 8)), "y": np.zeros(3)}])
+@pytest.mark.parametrize("arrays", [
+    {"x": np.zeros((2, 1, 8, 8))}, {"x": np.zeros((2, 1, 8, 8)), "y": np.zeros(3, int)}, {"x": np.zeros((0, 1, 8, 8)), "y": np.zeros(0, int)},
+    {"x": np.array(3.0), "y": np.array([1])}])  # fmt: skip
 def test_evaluation_data_without_labels_are_refused(arrays, tmp_path):
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(InputError, match="x .* and y"):
         data.load_npz(tmp_path / "d.npz")
+
+
+def test_bytes_are_pixels_and_labels_are_whole_numbers(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.full((2, 1, 8, 8), 255, np.uint8), y=np.array([1, 2]))
+    assert data.load_npz(tmp_path / "d.npz").x.max() == 1.0
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, 1, 8, 8)), y=np.array(["a", "b"]))
+    with pytest.raises(InputError, match="whole numbers"):
+        data.load_npz(tmp_path / "d.npz")
+    with pytest.raises(InputError, match="plain arrays"):
+        data.load_npz(__file__)
 
 
 def test_no_pickle_is_ever_opened(tmp_path):

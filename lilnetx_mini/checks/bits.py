@@ -49,8 +49,8 @@ def _compare(got: float, want: float, call: str, suspects: dict[str, float]) -> 
         )
     for name, value in suspects.items():
         if np.isfinite(value) and abs(got - value) <= 1e-6 * max(1.0, abs(value)):
-            raise Wrong(f"{call} is {got:.6g}, and should be {want:.6g}: {name}")
-    raise Wrong(f"{call} is {got:.6g}, and should be {want:.6g}")
+            raise Wrong(f"{call} is {got:.12g}, and should be {want:.12g}: {name}")
+    raise Wrong(f"{call} is {got:.12g}, and should be {want:.12g}")
 
 
 # -- exercise 1 -------------------------------------------------------------------------------------------------------

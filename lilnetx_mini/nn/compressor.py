@@ -169,9 +169,9 @@ class Compressor:
         rest = [p for p in self.model.parameters() if id(p) not in ours and p.requires_grad]
         rows = [
             ("latents", latents, lr, 0.0),
-            ("decoders", decoders, decoder_lr or lr, 0.0),
-            ("densities", densities, density_lr or lr, 0.0),
-            ("rest", rest, rest_lr or lr, weight_decay),
+            ("decoders", decoders, lr if decoder_lr is None else decoder_lr, 0.0),
+            ("densities", densities, lr if density_lr is None else density_lr, 0.0),
+            ("rest", rest, lr if rest_lr is None else rest_lr, weight_decay),
         ]
         return [{"name": n, "params": p, "lr": r, "weight_decay": d} for n, p, r, d in rows if p]
 
@@ -214,7 +214,8 @@ def reparameterize(
     """Turn the weights of a network's convolutions, dense layers, embeddings and attention projections into latents.
 
     model            any module; changed in place through torch's parametrisations, so ``layer.weight`` still works
-    leave            names of modules to leave alone; shell patterns such as ``"layer1.*"`` are understood
+    leave            names of modules to leave alone; shell patterns such as ``"layer1.*"`` are understood. Frozen weights
+                     (``requires_grad`` off) are left alone too
     shared_decoders  one decoder and density for every kernel shape (default), or for every layer
     decoder          "full", "diagonal", "scalar" or "dct"; a dict maps kernel shapes such as (3, 3) to one of them.
                      Default: scalar for dense and 1x1 weights; else full where a group has at least 8 d slices, diagonal below
@@ -225,7 +226,15 @@ def reparameterize(
     """
     if init not in ("random", "from_weights"):
         raise InputError(f"init={init!r}: 'random' and 'from_weights' are the choices")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{type(model).__name__} is not a torch module")
     leave = [leave] if isinstance(leave, str) else list(leave)
+    names = [n for n, m in model.named_modules() for n in (n, *(f"{n}.{a}".lstrip(".") for a, _ in _weights_of(m)))]
+    for pattern in leave:
+        if not any(fnmatch(n, pattern) for n in names):
+            raise InputError(
+                f"leave: no module is called {pattern!r}; there are {', '.join(n for n in names if n)[:200]} ..."
+            )
     found, tied, owner = [], [], {}
     for module_name, module in model.named_modules():
         for attribute, kernel in _weights_of(module):
@@ -233,6 +242,8 @@ def reparameterize(
             if any(fnmatch(module_name, p) or fnmatch(name, p) for p in leave):
                 continue
             weight = getattr(module, attribute)
+            if not parametrize.is_parametrized(module, attribute) and not weight.requires_grad:
+                continue  # frozen: it stays as it is
             _check(name, weight, module, attribute)
             if id(weight) in owner:
                 tied.append((owner[id(weight)], module, attribute))
@@ -244,6 +255,11 @@ def reparameterize(
         raise InputError(
             f"{type(model).__name__} has no {kinds} to reparameterise"
             + (f" besides those left alone ({', '.join(leave)})" if leave else "")
+        )
+    kernels = {kernel for _, _, _, kernel, _ in found}
+    if isinstance(decoder, dict) and set(decoder) - kernels:
+        raise InputError(
+            f"decoder: no weight has kernel {next(iter(set(decoder) - kernels))!r}; there are {sorted(kernels)}"
         )
     keys = [kernel if shared_decoders else name for name, _, _, kernel, _ in found]
     groups = {

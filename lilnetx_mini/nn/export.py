@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,11 @@ PROBES = 3  # random batches on which runtime and module are compared
 
 @dataclass(frozen=True)
 class Saved:
-    """What `save` wrote: the path, the file's bytes, why there is no graph if there is none, the largest difference seen."""
+    """What `save` wrote.
+
+    note        why there is no graph, "" if there is one
+    difference  the largest seen between runtime and module, relative to the largest output; NaN without a graph
+    """
 
     path: str
     file_bytes: int
@@ -145,8 +151,26 @@ def _quiet_dead_scales(others: list[_Tensor], graph: Graph, weights: list[np.nda
 
 
 def _example(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"example_input is a {type(x).__name__}: one tensor is needed, a batch as the network takes it"
+        )
+    if x.ndim == 0 or x.numel() == 0:
+        raise InputError(f"example_input has shape {tuple(x.shape)}: a batch of at least one is needed")
     x = x.detach().cpu()
     return x.float() if x.is_floating_point() else x
+
+
+@torch.no_grad()
+def _try(model: nn.Module, example: Tensor) -> None:
+    try:
+        model(example)
+    except Exception as e:  # whatever the user's forward raises
+        first = str(e).strip().split("\n")[0]
+        message = (
+            f"the network does not take the example_input of shape {tuple(example.shape)}: {type(e).__name__}: {first}"
+        )
+        raise ExportError(message + "; nothing was written") from None
 
 
 def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: int = 8) -> tuple[lnx.Model, nn.Module]:
@@ -162,10 +186,12 @@ def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: in
         names = [x.name for x in layers] + [
             f"{t.name}.{t.role}" if t.role in ("scale", "shift") else t.name for t in others
         ]
+        example = _example(example_input)
+        _try(plain, example)
         numbers = {name: i + 1 for i, name in enumerate(names)}
         numbers |= {name: numbers[first] for first, name in compressor.tied_names()}
         try:
-            graph, note = trace(plain, _example(example_input), numbers), ""
+            graph, note = trace(plain, example, numbers), ""
         except UnsupportedOpError as e:
             note = str(e)
     if graph is not None:
@@ -189,9 +215,11 @@ def save(
     data = lnx.encode(model)
     decoded = lnx.decode(data)
     module = put(decoded, copy.deepcopy(plain))
-    difference = 0.0
+    difference = math.nan
     if decoded.graph is not None:
         difference = _compare(Network(decoded), module, _example(example_input))
+    elif example_input is not None:
+        warnings.warn(f"{path} is stored without a graph: {decoded.note}; load_into works", stacklevel=2)
     lnx.write_atomic(path, data)
     return Saved(str(path), len(data), decoded.note, difference)
 

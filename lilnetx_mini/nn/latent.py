@@ -79,7 +79,7 @@ class Group(nn.Module):
         """Random latents (S, d) for a weight: decoded, they have about the variance 2 / fan of He et al. (2015)."""
         fan = shape[0] * self.d
         bound = core.latent_bound(self.variance, fan)
-        z = torch.empty(shape[0] * shape[1], self.d).uniform_(-bound, bound)
+        z = self.free.new_empty(shape[0] * shape[1], self.d).uniform_(-bound, bound)
         for _ in range(RESCALE_STEPS):
             ratio = float((torch.round(z) @ self.psi).square().mean()) * fan / 2
             if 0.5 < ratio < 2:

@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
@@ -24,6 +26,19 @@ from .export import load_into
 from .models import count_bytes
 from .recipes import Recipe, get
 from .train import Run, accuracy
+
+
+def _start_worker(lock) -> None:
+    """Bars share the terminal; and a worker whose parent was killed stops too, rather than train on unseen."""
+    tqdm.set_lock(lock)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_one(
@@ -108,9 +123,7 @@ def main_job(
             results[task[4]].append(train_one(*task, 0))
     else:
         context = get_context("spawn")
-        with ProcessPoolExecutor(
-            jobs, context, initializer=tqdm.set_lock, initargs=(context.RLock(),)
-        ) as pool:  # bars share the terminal
+        with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(context.RLock(),)) as pool:
             futures = {pool.submit(train_one, *task, n): task[4] for n, task in enumerate(tasks)}
             for f in as_completed(futures):
                 results[futures[f]].append(f.result())

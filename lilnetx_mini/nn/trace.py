@@ -235,7 +235,7 @@ HANDLERS: dict[str, Callable] = {
     "constant_pad_nd": _pad,
     "cat": _concat,
     "hardtanh": _hardtanh,
-    "dropout": _dropout,
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
     "add": _two("add"),
     "mul": _two("mul"),
 }

@@ -76,7 +76,9 @@ class Run:
         self.model = recipe.model()
         self.compressor = reparameterize(self.model, init=recipe.init) if compress else None
         if compress:
-            groups = self.compressor.parameter_groups(recipe.lr, recipe.decoder_lr, recipe.density_lr, recipe.rest_lr)
+            groups = self.compressor.parameter_groups(
+                recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
+            )
         else:
             groups = self.model.parameters()
         self.optimizer = torch.optim.Adam(groups, lr=recipe.plain_lr, fused=True)
@@ -116,7 +118,9 @@ class Run:
             state = torch.load(path, weights_only=True)
             settings = state["settings"]
         except Exception as e:
-            raise CheckpointError(f"{path} is damaged ({type(e).__name__}): delete it to start again") from None
+            raise CheckpointError(
+                f"{path} is damaged ({type(e).__name__}): start again with --fresh, or delete it"
+            ) from None
         if settings != self._settings():
             raise CheckpointError(
                 f"{path} belongs to a run with other settings: choose another folder with --out, or start again with --fresh"
