@@ -205,7 +205,8 @@ def test_every_command_has_help_with_an_example(command):
 
 
 @pytest.mark.parametrize("arrays", [
-    {"x": np.zeros((2, 1, 8, 8))}, {"x": np.zeros((2, 1, 8, 8)), "y": np.zeros(3, int)}, {"x": np.zeros((0, 1, 8, 8)), "y": np.zeros(0, int)},
+    {"x": np.zeros((2, 1, 8, 8))}, {"x": np.zeros((2, 1, 8, 8)), "y": np.zeros(3, int)},
+    {"x": np.zeros((0, 1, 8, 8)), "y": np.zeros(0, int)},
     {"x": np.array(3.0), "y": np.array([1])}])  # fmt: skip
 def test_evaluation_data_without_labels_are_refused(arrays, tmp_path):
     np.savez(tmp_path / "d.npz", **arrays)
