@@ -51,61 +51,76 @@ LEARN = 14  # the mixer's learning rate is 2**-LEARN in its units
 START_WEIGHT = 20000  # of 65536, for each context
 
 # -- the arithmetic coder ---------------------------------------------------------------------------------------------
-# The coder's state is [lowest, highest, code, position]: an interval of 32-bit numbers, the number being decoded and the
-# place in the buffer. Leading bytes that both ends share are settled and leave the interval.
+# Its state `ac` is (lowest, highest, code, position): an interval of 32-bit numbers, the number being decoded and the place
+# in the buffer. Leading bytes that both ends share are settled and leave the interval. The state is a tuple that every
+# function takes and returns, never an array: so it stays in registers. `io` is (buffer, decoding or not, bits by line).
 
 
 @njit(cache=True, forceinline=True)
-def _code(bit, p, ac, buf, decoding):
+def _code(bit, p, ac, io):
     """One decision with probability p / 65536 of being 1. Invariant: lowest < highest, and code lies between them."""
-    lowest, highest = ac[0], ac[1]
+    lowest, highest, code, at = ac
+    buf, decoding, _ = io
     middle = lowest + ((highest - lowest) * p >> 16)
     if decoding:
-        bit = 1 if ac[2] <= middle else 0
+        bit = np.int64(code <= middle)
     if bit:
         highest = middle
     else:
         lowest = middle + 1
     while (lowest ^ highest) & 0xFF000000 == 0:
         if decoding:
-            following = np.int64(buf[ac[3]]) if ac[3] < buf.size else 0
-            ac[2] = (ac[2] << 8 | following) & 0xFFFFFFFF
-        elif ac[3] < buf.size:
-            buf[ac[3]] = highest >> 24
-        ac[3] += 1
+            following = np.int64(buf[at]) if at < buf.size else 0
+            code = (code << 8 | following) & 0xFFFFFFFF
+        elif at < buf.size:
+            buf[at] = highest >> 24
+        at += 1
         lowest = lowest << 8 & 0xFFFFFFFF
         highest = highest << 8 & 0xFFFFFFFF | 0xFF
-    ac[0], ac[1] = lowest, highest
-    return bit
+    return bit, (lowest, highest, code, at)
 
 
 @njit(cache=True, forceinline=True)
-def _decide(bit, ctx, k, weights, prob, seen, stretched, ac, buf, decoding, cost, line):
-    """One decision predicted by the k counters ctx[:k] and mixed with `weights`; counters and weights learn from it."""
+def _decide(bit, ctx, weights, counters, ac, io, line):
+    """One decision predicted by the counters that the tuple ctx names, mixed with `weights`; both learn from it."""
+    prob, seen, stretched = counters
     dot = 0
-    for j in range(k):  # indices are made unsigned: Numba then leaves out its check for negative ones
+    for j in range(len(ctx)):  # indices are made unsigned: Numba then leaves out its check for negative ones
         c = np.uint64(ctx[j])
         s = np.int64(STRETCH[np.uint64(prob[c] >> 4)]) * TRUST[np.uint64(seen[c])] >> 8
         stretched[j] = s
         dot += weights[j] * s
     x = min(max(dot >> 16, -HALF), HALF - 1)
     p = np.int64(SQUASH[np.uint64(x + HALF)])
-    bit = _code(bit, p, ac, buf, decoding)
+    bit, ac = _code(bit, p, ac, io)
+    cost = io[2]
     if cost.size:
         cost[line] += COST[p >> 4] if bit else COST[4095 - (p >> 4)]
     error = (bit << 16) - p
     target = (bit << 16) - bit
-    for j in range(k):
+    for j in range(len(ctx)):
         c = np.uint64(ctx[j])
         weights[j] += stretched[j] * error >> LEARN
         n = seen[c]
         prob[c] += (target - prob[c]) * RATE[np.uint64(n)] >> 16
         seen[c] = min(n + 1, LIMIT)
-    return bit
+    return bit, ac
 
 
 @njit(cache=True)
-def _flags(flags, rows, cols, ac, buf, decoding, cost):
+def _counters(size):
+    """So many counters at one half, none of which has seen anything, and room for the mixer's inputs."""
+    return np.full(size, 32768, np.int64), np.zeros(size, np.int64), np.zeros(6, np.int64)
+
+
+@njit(cache=True)
+def _past_end(ac, io):
+    """A decoder that has read more than the zeros behind its stream: there is nothing to decode any more."""
+    return io[1] and ac[3] > io[0].size + 4
+
+
+@njit(cache=True)
+def _flags(flags, rows, cols, ac, io):
     """Significance of every slice, layer by layer, row by row; `flags` is read or filled.
 
     Contexts: the layer, the row (output channel), the column (input channel), the three neighbours before this slice,
@@ -116,58 +131,55 @@ def _flags(flags, rows, cols, ac, buf, decoding, cost):
     base_col = base_row + most_rows
     base_near = base_col + most_cols
     base_joint = base_near + 8 * layers
-    prob = np.full(base_joint + 256, 32768, np.int64)
-    seen = np.zeros(prob.size, np.int64)
-    ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
-    weights = np.full((layers, 6), START_WEIGHT, np.int64)
+    counters = _counters(base_joint + 256)
+    prob, seen, _ = counters
     at = 0
     for layer in range(layers):
         prob[base_row:base_near] = 32768
         seen[base_row:base_near] = 0
-        own = weights[layer]
+        weights = np.full(5, START_WEIGHT)
         for o in range(rows[layer]):
-            if decoding and ac[3] > buf.size + 4:  # past the end of the stream: there is nothing to read any more
-                return
+            if _past_end(ac, io):
+                return ac
             for i in range(cols[layer]):
                 left = flags[at - 1] if i > 0 else 0
                 left2 = flags[at - 2] if i > 1 else 0
                 up = flags[at - cols[layer]] if o > 0 else 0
                 row, col = base_row + o, base_col + i
-                ctx[0], ctx[1], ctx[2] = layer, row, col
-                ctx[3] = base_near + 8 * layer + 4 * left + 2 * left2 + up
-                ctx[4] = base_joint + 16 * (prob[row] >> 12) + (prob[col] >> 12)
-                flags[at] = _decide(flags[at], ctx, 5, own, prob, seen, stretched, ac, buf, decoding, cost, layer)
+                near = base_near + 8 * layer + 4 * left + 2 * left2 + up
+                joint = base_joint + 16 * (prob[row] >> 12) + (prob[col] >> 12)
+                flags[at], ac = _decide(flags[at], (layer, row, col, near, joint), weights, counters, ac, io, layer)
                 at += 1
+    return ac
 
 
 @njit(cache=True)
-def _magnitude(value, ctx, k, step, weights, prob, seen, stretched, ac, buf, decoding, cost, line):
-    """A magnitude of at least 1: up to 14 "is it larger?" decisions, then Exp-Golomb. Context j moves on by step a decision."""
+def _magnitude(value, near, layer, place, weights, counters, ac, io, line):
+    """A magnitude of at least 1: up to 14 "is it larger?" decisions, each with the next counters, then Exp-Golomb."""
     m = 1
     while m < 15:
-        more = _decide(1 if value > m else 0, ctx, k, weights, prob, seen, stretched, ac, buf, decoding, cost, line)
+        more, ac = _decide(np.int64(value > m), (near + m, layer + m, place + m), weights, counters, ac, io, line)
         if more == 0:
-            return m
+            return m, ac
         m += 1
-        for j in range(k):
-            ctx[j] += step
     rest = value - 15
     bits = 0
     while bits < 15:  # how many bits rest + 1 has beyond its first
-        more = _code(1 if (rest + 1) >> (bits + 1) else 0, 32768, ac, buf, decoding)
+        more, ac = _code(np.int64((rest + 1) >> (bits + 1) > 0), 32768, ac, io)
         if more == 0:
             break
         bits += 1
-    low = 0
+    low = 1
     for b in range(bits - 1, -1, -1):
-        low = low << 1 | _code((rest + 1) >> b & 1, 32768, ac, buf, decoding)
-    if cost.size:
-        cost[line] += 2 * bits + 1
-    return 15 + (1 << bits | low) - 1
+        bit, ac = _code((rest + 1) >> b & 1, 32768, ac, io)
+        low = low << 1 | bit
+    if io[2].size:
+        io[2][line] += 2 * bits + 1
+    return 14 + low, ac
 
 
 @njit(cache=True)
-def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
+def _coefficients(q, flags, rows, cols, width, ac, io):
     """Values of the non-zero slices, position by position: zero or not, sign, magnitude. `q` is read or filled.
 
     Contexts: the position and how many non-zeros came before it in this slice, the neighbours to the left and above
@@ -184,151 +196,102 @@ def _coefficients(q, flags, rows, cols, width, ac, buf, decoding, cost):
     s_last = s_near + 9
     s_layer = s_last + 3 * d
     s_row = s_layer + layers
-    m_near = s_row + 3 * most_rows
+    m_near = s_row + 3 * most_rows - 1  # a magnitude's first decision uses the counter one further on
     m_layer = m_near + 16 * 9
     m_place = m_layer + 16 * layers
-    prob = np.full(m_place + 16 * d, 32768, np.int64)
-    seen = np.zeros(prob.size, np.int64)
-    ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
-    w_zero, w_sign, w_size = np.full(6, START_WEIGHT), np.full(6, START_WEIGHT), np.full(6, START_WEIGHT)
+    counters = _counters(m_place + 16 * d + 1)
+    prob, seen, _ = counters
+    w_zero, w_sign, w_size = np.full(5, START_WEIGHT), np.full(4, START_WEIGHT), np.full(3, START_WEIGHT)
     last = np.zeros(d, np.int64)
     at = 0
     for layer in range(layers):
-        prob[z_row:z_last] = 32768
-        seen[z_row:z_last] = 0
-        prob[s_row:m_near] = 32768
-        seen[s_row:m_near] = 0
+        prob[z_row:z_last], seen[z_row:z_last] = 32768, 0
+        prob[s_row : s_row + 3 * most_rows], seen[s_row : s_row + 3 * most_rows] = 32768, 0
         for o in range(rows[layer]):
             last[:] = 0
             for _ in range(cols[layer]):
                 if flags[at]:
-                    if decoding and ac[3] > buf.size + 4:
-                        return
+                    if _past_end(ac, io):
+                        return ac
                     count = 0
                     for j in range(d):
                         left = q[at, j - 1] if j % width else 0
                         up = q[at, j - width] if j >= width else 0
                         near = 3 * min(abs(left), 2) + min(abs(up), 2)
                         value = q[at, j]
-                        nonzero = 1
+                        nonzero, few = 1, min(count, 3)
                         if j < d - 1 or count > 0:
-                            ctx[0], ctx[1] = 4 * j + min(count, 3), z_near + near
-                            ctx[2], ctx[3] = z_layer + 4 * layer + min(count, 3), z_row + o
-                            ctx[4] = z_last + 3 * j + min(abs(last[j]), 2)
-                            nonzero = _decide(
-                                1 if value else 0,
-                                ctx,
-                                5,
-                                w_zero,
-                                prob,
-                                seen,
-                                stretched,
-                                ac,
-                                buf,
-                                decoding,
-                                cost,
-                                layer,
-                            )
+                            here, before = z_layer + 4 * layer + few, z_last + 3 * j + min(abs(last[j]), 2)
+                            ctx = (4 * j + few, z_near + near, here, z_row + o, before)
+                            nonzero, ac = _decide(np.int64(value != 0), ctx, w_zero, counters, ac, io, layer)
                         if nonzero:
                             count += 1
-                            left_sign, up_sign, last_sign = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
-                            ctx[0], ctx[1] = s_near + 3 * left_sign + up_sign, s_last + 3 * j + last_sign
-                            ctx[2], ctx[3] = s_layer + layer, s_row + 3 * o + left_sign
-                            negative = _decide(
-                                1 if value < 0 else 0,
-                                ctx,
-                                4,
-                                w_sign,
-                                prob,
-                                seen,
-                                stretched,
-                                ac,
-                                buf,
-                                decoding,
-                                cost,
-                                layer,
+                            side, above, before = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
+                            signs = (
+                                s_near + 3 * side + above,
+                                s_last + 3 * j + before,
+                                s_layer + layer,
+                                s_row + 3 * o + side,
                             )
-                            ctx[0], ctx[1], ctx[2] = m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j
-                            size = _magnitude(
-                                abs(value), ctx, 3, 1, w_size, prob, seen, stretched, ac, buf, decoding, cost, layer
-                            )
+                            negative, ac = _decide(np.int64(value < 0), signs, w_sign, counters, ac, io, layer)
+                            sizes = (m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j)
+                            size, ac = _magnitude(abs(value), *sizes, w_size, counters, ac, io, layer)
                             value = -size if negative else size
                         else:
                             value = 0
                         q[at, j] = value
                         last[j] = value
                 at += 1
+    return ac
 
 
 @njit(cache=True)
-def _ints(values, kinds, kind_count, ac, buf, decoding, cost):
+def _ints(values, kinds, kind_count, ac, io):
     """Plain integers: zero or not, sign, number of bits, then the bits below the first. Contexts: the kind of number,
     and the kind together with the size of the number before."""
     per = 2 + 20 + 40
-    prob = np.full(kind_count * per * 19, 32768, np.int64)
-    seen = np.zeros(prob.size, np.int64)
-    ctx, stretched = np.zeros(6, np.int64), np.zeros(6, np.int64)
+    counters = _counters(kind_count * per * 19)
     weights = np.full((kind_count, 3, 6), START_WEIGHT * 3 // 2, np.int64)
     size_before = 0
     for n in range(values.size):
-        if decoding and ac[3] > buf.size + 4:
-            return
-        kind = kinds[n]
-        value = values[n]
+        if _past_end(ac, io):
+            return ac
+        kind, value = kinds[n], values[n]
         here = per * kind
         joint = per * (kind_count + kind * 18 + size_before)
-        ctx[0], ctx[1] = here, joint
         size_before = 0
-        if _decide(1 if value else 0, ctx, 2, weights[kind, 0], prob, seen, stretched, ac, buf, decoding, cost, kind):
-            ctx[0], ctx[1] = here + 1, joint + 1
-            negative = _decide(
-                1 if value < 0 else 0, ctx, 2, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind
-            )
+        nonzero, ac = _decide(np.int64(value != 0), (here, joint), weights[kind, 0], counters, ac, io, kind)
+        if nonzero:
+            negative, ac = _decide(np.int64(value < 0), (here + 1, joint + 1), weights[kind, 1], counters, ac, io, kind)
             size = abs(value)
             bits = 0
             while bits < 16:
-                ctx[0], ctx[1] = here + 2 + bits, joint + 2 + bits
-                if (
-                    _decide(
-                        1 if size >> (bits + 1) else 0,
-                        ctx,
-                        2,
-                        weights[kind, 2],
-                        prob,
-                        seen,
-                        stretched,
-                        ac,
-                        buf,
-                        decoding,
-                        cost,
-                        kind,
-                    )
-                    == 0
-                ):
+                ctx = (here + 2 + bits, joint + 2 + bits)
+                more, ac = _decide(np.int64(size >> (bits + 1) > 0), ctx, weights[kind, 2], counters, ac, io, kind)
+                if more == 0:
                     break
                 bits += 1
             out = 1
             for b in range(bits - 1, -1, -1):
                 bit = size >> b & 1
                 if b == bits - 1:
-                    ctx[0] = here + 22 + bits
-                    bit = _decide(bit, ctx, 1, weights[kind, 1], prob, seen, stretched, ac, buf, decoding, cost, kind)
+                    bit, ac = _decide(bit, (here + 22 + bits,), weights[kind, 1], counters, ac, io, kind)
                 else:
-                    bit = _code(bit, 32768, ac, buf, decoding)
-                    if cost.size:
-                        cost[kind] += 1
+                    bit, ac = _code(bit, 32768, ac, io)
+                    if io[2].size:
+                        io[2][kind] += 1
                 out = out << 1 | bit
-            value = -out if negative else out
+            values[n] = -out if negative else out
             size_before = bits + 1
         else:
-            value = 0
-        values[n] = value
+            values[n] = 0
+    return ac
 
 
 # -- bytes in, bytes out ----------------------------------------------------------------------------------------------
 
 
-def _tail(ac: NDArray[np.int64]) -> bytes:
+def _tail(ac: tuple[int, int, int, int]) -> bytes:
     """The shortest ending that the decoder, which reads zeros after it, takes for a number inside the interval."""
     lowest, highest = int(ac[0]), int(ac[1])
     for n in range(4):
@@ -338,11 +301,15 @@ def _tail(ac: NDArray[np.int64]) -> bytes:
     return lowest.to_bytes(4, "big")
 
 
+def _start(code: int, at: int) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+    return np.int64(0), np.int64(0xFFFFFFFF), np.int64(code), np.int64(at)
+
+
 def _encode(kernel, args: tuple, lines: int, guess: int) -> tuple[bytes, NDArray[np.float64]]:
     """Run a kernel as encoder; if the buffer was too small, once more with the size that it turned out to need."""
     while True:
-        buf, ac, cost = np.zeros(guess, np.uint8), np.array([0, 0xFFFFFFFF, 0, 0], np.int64), np.zeros(lines)
-        kernel(*args, ac, buf, False, cost)
+        buf, cost = np.zeros(guess, np.uint8), np.zeros(lines)
+        ac = kernel(*args, _start(0, 0), (buf, False, cost))
         if ac[3] <= guess:
             return buf[: ac[3]].tobytes() + _tail(ac), cost
         guess = int(ac[3])
@@ -355,8 +322,7 @@ def _decode(kernel, args: tuple, lines: int, data: bytes) -> NDArray[np.float64]
     """
     buf, cost = np.frombuffer(data, np.uint8).copy(), np.zeros(lines)
     head = (data[:4] + b"\0\0\0\0")[:4]
-    ac = np.array([0, 0xFFFFFFFF, int.from_bytes(head, "big"), 4], np.int64)
-    kernel(*args, ac, buf, True, cost)
+    ac = kernel(*args, _start(int.from_bytes(head, "big"), 4), (buf, True, cost))
     end = int(ac[3]) - 4
     if end > len(data):
         raise LnxError("stream", f"decoding went on past the end of the stream's {len(data)} bytes (damaged?)")
