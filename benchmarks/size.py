@@ -48,16 +48,27 @@ def coded(parts: list[np.ndarray]) -> tuple[int, int]:
 
 
 def deepcabac(layers: list[np.ndarray]) -> int | None:
-    """Bytes of NNCodec's DeepCABAC for the layers' integers, None where it is not installed."""
+    """Bytes of NNCodec's DeepCABAC for the layers' integers, whole output channels skipped where zero; None if not installed.
+
+    Its extension module is found as ``nncodec.extensions.deepCABAC``, or as ``deepCABAC`` where it was compiled alone.
+    """
     try:
-        import deepCABAC  # NNCodec's extension module
+        from nncodec.extensions import deepCABAC
     except ImportError:
-        return None
-    encoder = deepCABAC.Encoder()
-    encoder.initCtxMdls(10)
-    for q in layers:
-        encoder.encodeLayer(np.ascontiguousarray(q, np.int32).reshape(q.shape[0], -1), 0, 0)
-    return len(encoder.finish())
+        try:
+            import deepCABAC
+        except ImportError:
+            return None
+    off = deepCABAC.HdspMode.AlwaysOff, np.zeros(2, np.int8)
+    sizes = []
+    for flag in (0, 1):  # without and with its search for the contexts' parameters
+        encoder = deepCABAC.Encoder()
+        for q, (rows, _) in layers:
+            rows_first = np.ascontiguousarray(q.reshape(rows, -1), np.int32)
+            encoder.initCtxModels(11, flag)
+            encoder.encodeLayer(rows_first, 0, 0, 1, 0, 1, (~rows_first.any(1)).astype(np.int32), *off, 0, 0)
+        sizes.append(encoder.finish().size)
+    return min(sizes)
 
 
 def general(model: lnx.Model) -> dict[str, int | None]:
@@ -124,7 +135,7 @@ def measure(path: Path) -> dict:
         "paper_payload_bytes": paper_payload,
         "constriction_bytes": per_layer,
         "constriction_payload_bytes": per_layer_payload,
-        "deepcabac_bytes": deepcabac(layers),
+        "deepcabac_bytes": deepcabac([(q, x.shape[:2]) for q, x in zip(layers, model.layers, strict=True)]),
         **general(model),
         "decode_msym_s": latents_s,
         "coded_msym_s": decisions_s,
