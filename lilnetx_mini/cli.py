@@ -64,7 +64,11 @@ def train(
 
     changes = dict(_pair(s) for s in settings or [])
     folder = out or Path("runs") / recipe
-    result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, fresh, jobs, not quiet)
+    try:
+        result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, fresh, jobs, not quiet)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; the same command continues from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
     report.picture(result, folder / "report.png")
     typer.echo(report.table(result))
     typer.echo(f"picture: {folder / 'report.png'}")
@@ -96,6 +100,8 @@ def info(
         typer.echo(
             f"  {x['name']:40}{shape:>18}{x['bits_per_weight']:13.3f}{100 * x['weights_zero']:12.1f} %{100 * x['slice_sparsity']:11.1f} %"
         )
+    for x in ledger.raws:
+        typer.echo(f"  {x['name']:40}{'x'.join(map(str, x['shape'])):>18}   stored as it is, {x['values']} floats")
     if ledger.note:
         typer.echo(f"\n  no graph: {ledger.note}")
 

@@ -403,4 +403,5 @@ def ledger(path: str | os.PathLike) -> Ledger:
                 "coder": head.kinds[layer.group][1],
             }
         )
-    return Ledger(len(data), {name: len(part) for name, part in parts.items()}, rows, model.note)
+    raws = [{"name": r.name, "shape": list(r.array.shape), "values": r.array.size} for r in model.raws]
+    return Ledger(len(data), {name: len(part) for name, part in parts.items()}, rows, model.note, raws)

@@ -108,9 +108,12 @@ class Ledger:
     sections    name to bytes, "header" included; they sum to file_bytes
     layers      for each layer a dict: name, shape, weights, bits (of its latents), bits_per_weight, weights_zero,
                 slice_sparsity, coder; sparsities are fractions
+    note        why there is no graph, "" if there is one
+    raws        for each tensor stored as float32 a dict: name, shape, values
     """
 
     file_bytes: int
     sections: dict[str, int]
     layers: list[dict]
     note: str = ""
+    raws: list[dict] = field(default_factory=list)

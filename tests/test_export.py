@@ -164,6 +164,7 @@ def test_weights_left_alone_stay_exact_floats(tmp_path):
     }
     compressor.save(tmp_path / "m.lnx", torch.zeros(2, 1, 8, 8))
     assert torch.equal(lx.load_into(models.digits_resnet(), tmp_path / "m.lnx").linear.weight, before)
+    assert [r["name"] for r in lnx.ledger(tmp_path / "m.lnx").raws] == ["blocks.0.conv1.weight", "blocks.0.conv2.weight", "linear.weight"]
     assert runtime.Network.load(tmp_path / "m.lnx")(np.zeros((1, 1, 8, 8))).shape == (1, 10)
 
 

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 import time
 import zlib
 from dataclasses import replace
@@ -93,6 +95,18 @@ def test_the_golden_file_decodes_to_the_same_bits(golden):
     logits = runtime.Network(model)(images)
     assert logits.argmax(1).tolist() == record["classes"]
     assert np.allclose(logits[0], record["first_logits"], atol=1e-3)
+
+
+def test_the_golden_file_decodes_to_the_same_bits_without_compiling(golden):
+    script = (
+        "import sys, json; sys.path.insert(0, sys.argv[2]); from make_golden import fingerprint;"
+        "from lilnetx_mini import lnx; print(json.dumps(fingerprint(lnx.read(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", script, golden / "digits.lnx", golden.parent]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NUMBA_DISABLE_JIT": "1"})
+    assert done.returncode == 0, done.stderr
+    record = json.loads((golden / "digits.json").read_text())
+    assert json.loads(done.stdout) == {k: record[k] for k in ("integers", "tensors", "names", "nodes")}
 
 
 def test_writing_the_golden_model_again_gives_the_golden_bytes(golden):
