@@ -55,9 +55,9 @@ def data_folder(folder: str | os.PathLike | None = None) -> Path:
     """Where data sets lie: `folder`, or what LILNETX_DATA names; DataError if neither is a folder."""
     named = folder or os.environ.get("LILNETX_DATA")
     if not named:
-        raise DataError("no data folder: set LILNETX_DATA, or give --data-dir")
+        raise DataError("no data folder: set LILNETX_DATA to the one that holds mnist/ and cifar-10-batches-py/")
     if not Path(named).is_dir():
-        raise DataError(f"the data folder {named} does not exist: check LILNETX_DATA or --data-dir")
+        raise DataError(f"the data folder {named} does not exist: check LILNETX_DATA")
     return Path(named)
 
 
@@ -96,8 +96,8 @@ def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     pixels, labels, key = b"", [], None
     try:
         for op, value, _ in pickletools.genops(raw):
-            if isinstance(value, (bytes, str)):
-                text = value.encode("latin-1") if isinstance(value, str) else value
+            if isinstance(value, (bytes, bytearray, str)):
+                text = value.encode("latin-1") if isinstance(value, str) else bytes(value)
                 key = text if text in (b"labels", b"data", b"filenames", b"batch_label") else key
                 pixels = text if len(text) > len(pixels) else pixels
             elif key == b"labels" and op.name == "BININT1":

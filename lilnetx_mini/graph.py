@@ -58,7 +58,6 @@ OPS: dict[str, tuple[int | None, str]] = {
     "pad": (1, "*before *after"),  # zeros; one entry for every axis, channels first
 }
 NAMES = tuple(OPS)
-ELEMENTWISE = ("relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "tanh")
 
 
 def write_graph(graph: Graph, out: Writer) -> None:
