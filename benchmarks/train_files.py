@@ -2,14 +2,16 @@
 
     python benchmarks/train_files.py mnist_lenet5 | cifar10_resnet20 [--out runs/files] [--weights resnet20-12fca82f.th]
 
-LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. The ResNet-20 starts from trained weights of
-akamaster/pytorch_resnet_cifar10 and is fine-tuned with the penalties; its plain network is the one it starts from.
+LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. Each starts from a trained plain network, the one it is
+compared with, and is fine-tuned with the penalties: the LeNet5 from one trained here for as many epochs, the ResNet-20 from
+the weights of akamaster/pytorch_resnet_cifar10.
 Runs resume from their checkpoints. Writes NAME.lnx and NAME.json (accuracies, settings, machine) into results/files/.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import json
@@ -48,19 +50,13 @@ def trained_resnet20(weights: str) -> torch.nn.Module:
 def recipes(weights: str | None) -> dict[str, Recipe]:
     """Multipliers were chosen on the validation images."""
     lenet = Recipe(
-        "mnist_lenet5",
-        models.lenet5,
-        data.mnist,
-        epochs=6,
-        batch=128,
-        lr=0.005,
-        plain_lr=0.001,
-        lam_rate=0.5,
-        lam_group=0.5,
-    )
+        "mnist_lenet5", models.lenet5, data.mnist, epochs=4, batch=128, lr=0.01, plain_lr=0.001, decoder_lr=1e-4,
+        rest_lr=1e-3, lam_rate=5.0, lam_group=5.0, ramp=0.2, init="from_weights", levels=1.0,
+    )  # fmt: skip
     resnet = Recipe(
         "cifar10_resnet20", functools.partial(trained_resnet20, weights), normalised_cifar10, epochs=3, batch=128,
         lr=0.04, decoder_lr=1e-4, rest_lr=1e-3, lam_rate=4.0, lam_group=4.0, ramp=0.2, shift=4, flip=1, init="from_weights",
+        levels=2.0, channels_last=1,
     )  # fmt: skip
     return {"mnist_lenet5": lenet, "cifar10_resnet20": resnet}
 
@@ -77,16 +73,16 @@ def main() -> None:
     recipe = recipes(a.weights)[a.name]
     changes = {k: type(getattr(recipe, k))(v) for k, v in (s.split("=") for s in a.set)}
     recipe = dataclasses.replace(recipe, **changes)
+    if a.name == "mnist_lenet5":  # first the plain network, then the compressed one from its weights
+        plain_run = Run(recipe, 0, Path(a.out) / f"{a.name}_plain", compress=False)
+        plain_run.resume()
+        network = plain_run.fit().model
+        recipe = dataclasses.replace(recipe, model=lambda: copy.deepcopy(network))
     run = Run(recipe, 0, Path(a.out) / a.name)
     run.resume()
     trained = run.fit()
     test = run.splits.test
-    if recipe.init == "from_weights":
-        plain = accuracy(recipe.model(), test)
-    else:
-        plain_run = Run(recipe, 0, Path(a.out) / f"{a.name}_plain", compress=False)
-        plain_run.resume()
-        plain = accuracy(plain_run.fit().model, test)
+    plain = accuracy(recipe.model(), test)
     saved = trained.compressor.save(Path(a.results) / f"{a.name}.lnx", torch.from_numpy(test.x[:2]))
     own = float((Network.load(saved.path).predict(test.x) == test.y).mean())
     numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, (int, float, str))}

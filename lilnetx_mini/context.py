@@ -13,10 +13,10 @@ twin is the kernel itself with ``NUMBA_DISABLE_JIT=1``.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from .errors import InputError, LnxError
+from .jit import njit
 from .latent import LARGEST, IntArray
 
 # -- fixed tables, built in integer arithmetic ------------------------------------------------------------------------
@@ -35,19 +35,20 @@ def _squash_table() -> NDArray[np.int32]:
     return np.clip(np.concatenate([65536 - upper[:0:-1], upper[:-1]]), 24, 65536 - 24).astype(np.int32)
 
 
-SQUASH = _squash_table()
-STRETCH = (
-    np.clip(np.searchsorted(SQUASH, np.arange(4096) * 16 + 8, side="right") - 1, 0, 2 * HALF - 1).astype(np.int64)
-    - HALF
-)
+SQUASH = _squash_table().astype(np.uint16)
+STRETCH = np.searchsorted(SQUASH, np.arange(4096) * 16 + 8, side="right") - 1 - HALF
+STRETCH = np.clip(STRETCH, -HALF, HALF - 1).astype(np.int16)
 LIMIT = 255  # a counter stops slowing down after this many decisions
-RATE = (2 * 65536 // (2 * np.arange(LIMIT + 1) + 3)).astype(np.int64)  # 1 / (n + 1.5)
+RATE = (2 * 65536 // (2 * np.arange(LIMIT + 1) + 3)).astype(np.int32)  # 1 / (n + 1.5)
 TRUST = (256 * (2 * np.arange(LIMIT + 1) + 1) // (2 * np.arange(LIMIT + 1) + 4)).astype(
-    np.int64
-)  # a new counter speaks softly
+    np.int32
+)  # new ones speak softly
 COST = -np.log2((np.arange(4096) + 0.5) / 4096)  # for reports only: no coded bit depends on it
 
-LEARN = 14  # the mixer's learning rate is 2**-LEARN in its units
+FRESH = (
+    32768 << 8
+)  # a counter: its probability of a one in 65536ths, then in the low byte how many decisions it has seen
+LEARN = 15  # the mixer's learning rate is 2**-LEARN in its units
 START_WEIGHT = 20000  # of 65536, for each context
 
 # -- the arithmetic coder ---------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ START_WEIGHT = 20000  # of 65536, for each context
 # function takes and returns, never an array: so it stays in registers. `io` is (buffer, decoding or not, bits by line).
 
 
-@njit(cache=True, forceinline=True)
+@njit(forceinline=True)
 def _code(bit, p, ac, io):
     """One decision with probability p / 65536 of being 1. Invariant: lowest < highest, and code lies between them."""
     lowest, highest, code, at = ac
@@ -80,87 +81,195 @@ def _code(bit, p, ac, io):
     return bit, (lowest, highest, code, at)
 
 
-@njit(cache=True, forceinline=True)
-def _decide(bit, ctx, weights, counters, ac, io, line):
-    """One decision predicted by the counters that the tuple ctx names, mixed with `weights`; both learn from it."""
-    prob, seen, stretched = counters
-    dot = 0
-    for j in range(len(ctx)):  # indices are made unsigned: Numba then leaves out its check for negative ones
-        c = np.uint64(ctx[j])
-        s = np.int64(STRETCH[np.uint64(prob[c] >> 4)]) * TRUST[np.uint64(seen[c])] >> 8
-        stretched[j] = s
-        dot += weights[j] * s
-    x = min(max(dot >> 16, -HALF), HALF - 1)
-    p = np.int64(SQUASH[np.uint64(x + HALF)])
+@njit(forceinline=True)
+def _opinion(c, counters):
+    """What counter c says: its log-odds in units of 1 / STEPS, softened while it has seen little."""
+    state = counters[np.uint64(c)]  # unsigned indices: Numba then leaves out its check for negative ones
+    return np.int64(STRETCH[np.uint64(state >> 12)]) * np.int64(TRUST[np.uint64(state & 255)]) >> 8
+
+
+@njit(forceinline=True)
+def _learn(c, bit, counters):
+    """Counter c moves towards the outcome, by less the more it has seen."""
+    state = np.int64(counters[np.uint64(c)])
+    n, p = state & 255, state >> 8
+    p += ((bit << 16) - bit - p) * RATE[np.uint64(n)] >> 16
+    counters[np.uint64(c)] = p << 8 | min(n + 1, LIMIT)
+
+
+@njit(forceinline=True)
+def _code_mixed(bit, mixed, ac, io, line):
+    """One decision with the given mixed log-odds: (outcome, error of the prediction in 65536ths, coder state)."""
+    p = np.int64(SQUASH[np.uint64(min(max(mixed >> 16, -HALF), HALF - 1) + HALF)])
     bit, ac = _code(bit, p, ac, io)
     cost = io[2]
     if cost.size:
         cost[line] += COST[p >> 4] if bit else COST[4095 - (p >> 4)]
-    error = (bit << 16) - p
-    target = (bit << 16) - bit
-    for j in range(len(ctx)):
-        c = np.uint64(ctx[j])
-        weights[j] += stretched[j] * error >> LEARN
-        n = seen[c]
-        prob[c] += (target - prob[c]) * RATE[np.uint64(n)] >> 16
-        seen[c] = min(n + 1, LIMIT)
-    return bit, ac
+    return bit, (bit << 16) - p, ac
 
 
-@njit(cache=True)
-def _counters(size):
-    """So many counters at one half, none of which has seen anything, and room for the mixer's inputs."""
-    return np.full(size, 32768, np.int64), np.zeros(size, np.int64), np.zeros(6, np.int64)
+# One decision predicted by the counters that ctx names, mixed with the weights w; both learn. Returns (outcome, weights,
+# coder state). Written out for every number of contexts: with weights in registers it decodes twice as fast as a loop.
 
 
-@njit(cache=True)
+@njit(forceinline=True)
+def _decide2(bit, ctx, w, counters, ac, io, line):
+    c0, c1 = ctx
+    w0, w1 = w
+    s0, s1 = _opinion(c0, counters), _opinion(c1, counters)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1, ac, io, line)
+    _learn(c0, bit, counters)
+    _learn(c1, bit, counters)
+    return bit, (w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN)), ac
+
+
+@njit(forceinline=True)
+def _decide3(bit, ctx, w, counters, ac, io, line):
+    c0, c1, c2 = ctx
+    w0, w1, w2 = w
+    s0, s1, s2 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2, ac, io, line)
+    _learn(c0, bit, counters)
+    _learn(c1, bit, counters)
+    _learn(c2, bit, counters)
+    return bit, (w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)), ac
+
+
+@njit(forceinline=True)
+def _decide5(bit, ctx, w, counters, ac, io, line):
+    c0, c1, c2, c3, c4 = ctx
+    w0, w1, w2, w3, w4 = w
+    s0, s1, s2 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters)
+    s3, s4 = _opinion(c3, counters), _opinion(c4, counters)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3 + w4 * s4, ac, io, line)
+    _learn(c0, bit, counters)
+    _learn(c1, bit, counters)
+    _learn(c2, bit, counters)
+    _learn(c3, bit, counters)
+    _learn(c4, bit, counters)
+    w0, w1, w2 = w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)
+    return bit, (w0, w1, w2, w3 + (s3 * error >> LEARN), w4 + (s4 * error >> LEARN)), ac
+
+
+@njit(forceinline=True)
+def _decide4(bit, ctx, w, counters, ac, io, line):
+    c0, c1, c2, c3 = ctx
+    w0, w1, w2, w3 = w
+    s0, s1, s2, s3 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters), _opinion(c3, counters)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3, ac, io, line)
+    _learn(c0, bit, counters)
+    _learn(c1, bit, counters)
+    _learn(c2, bit, counters)
+    _learn(c3, bit, counters)
+    w0, w1, w2 = w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)
+    return bit, (w0, w1, w2, w3 + (s3 * error >> LEARN)), ac
+
+
+@njit
+def _start_weights():
+    w = np.int64(START_WEIGHT)
+    return w, w, w, w, w
+
+
+@njit
 def _past_end(ac, io):
     """A decoder that has read more than the zeros behind its stream: there is nothing to decode any more."""
     return io[1] and ac[3] > io[0].size + 4
 
 
-@njit(cache=True)
-def _flags(flags, rows, cols, ac, io):
-    """Significance of every slice, layer by layer, row by row; `flags` is read or filled.
+@njit
+def _alive(alive, fed, kind, counters, ac, io, layer):
+    """Which rows (kind 0) or columns (kind 1) of a layer hold anything. At least one does, so the last may be known.
 
-    Contexts: the layer, the row (output channel), the column (input channel), the three neighbours before this slice,
-    and how alive row and column have been so far, jointly.
+    Contexts: the two flags before this one, and whether the layer before wrote the channel that this one reads (`fed`).
+    """
+    w = np.int64(START_WEIGHT), np.int64(START_WEIGHT)
+    before, some = 3, 0
+    for i in range(alive.size):
+        flag = np.int64(1)
+        if some or i + 1 < alive.size:
+            flag, w, ac = _decide2(
+                np.int64(alive[i]), (4 * kind + before, 8 + 3 * kind + fed[i]), w, counters, ac, io, layer
+            )
+        alive[i] = flag
+        before, some = 2 * before & 2 | flag, some | flag
+    return ac
+
+
+@njit
+def _flags(flags, rows, cols, ac, io):
+    """Significance of every slice, layer by layer; `flags` is read or filled.
+
+    First which columns (input channels) and rows (output channels) hold anything at all; a network trained with a slice
+    prior has many that do not, and none of their slices is looked at again. Then the slices that are left, row by row.
+    Contexts: the layer, the row, the column, the two neighbours to the left and the one above, and how alive row and column
+    have been so far, jointly. A slice that must be there, or its row or column would be empty after all, needs no flag.
     """
     layers, most_rows, most_cols = rows.size, rows.max(), cols.max()
     base_row = layers
     base_col = base_row + most_rows
     base_near = base_col + most_cols
     base_joint = base_near + 8 * layers
-    counters = _counters(base_joint + 256)
-    prob, seen, _ = counters
-    at = 0
+    counters = np.full(base_joint + 256, FRESH, np.int32)
+    outline = np.full(14, FRESH, np.int32)
+    row_alive, col_alive = np.zeros(most_rows, np.int64), np.zeros(most_cols, np.int64)
+    fed, unknown = np.full(most_cols, 2), np.full(most_rows, 2)
+    seen, above = np.zeros(most_cols, np.int64), np.zeros(most_cols, np.int64)
+    start = 0
     for layer in range(layers):
-        prob[base_row:base_near] = 32768
-        seen[base_row:base_near] = 0
-        weights = np.full(5, START_WEIGHT)
-        for o in range(rows[layer]):
+        r, c = rows[layer], cols[layer]
+        fed[:] = 2
+        if layer and rows[layer - 1] == c:
+            fed[:c] = row_alive[:c]
+        here = flags[start : start + r * c].reshape(r, c)
+        start += r * c
+        something, _, ac = _decide2(np.int64(here.any()), (layer, layer), _start_weights()[:2], counters, ac, io, layer)
+        row_alive[:] = 0
+        if not something:
+            continue
+        for i in range(c):
+            col_alive[i] = here[:, i].any()
+        for o in range(r):
+            row_alive[o] = here[o].any()
+        ac = _alive(col_alive[:c], fed, 1, outline, ac, io, layer)
+        ac = _alive(row_alive[:r], unknown, 0, outline, ac, io, layer)
+        last_row, last_col = r - 1, c - 1
+        while not row_alive[last_row]:
+            last_row -= 1
+        while not col_alive[last_col]:
+            last_col -= 1
+        counters[base_row:base_near] = FRESH
+        seen[:], above[:] = 0, 0
+        w = _start_weights()
+        for o in range(r):
+            if not row_alive[o]:
+                continue
             if _past_end(ac, io):
                 return ac
-            for i in range(cols[layer]):
-                left = flags[at - 1] if i > 0 else 0
-                left2 = flags[at - 2] if i > 1 else 0
-                up = flags[at - cols[layer]] if o > 0 else 0
+            left = left2 = found = 0
+            for i in range(c):
+                if not col_alive[i]:
+                    continue
                 row, col = base_row + o, base_col + i
-                near = base_near + 8 * layer + 4 * left + 2 * left2 + up
-                joint = base_joint + 16 * (prob[row] >> 12) + (prob[col] >> 12)
-                flags[at], ac = _decide(flags[at], (layer, row, col, near, joint), weights, counters, ac, io, layer)
-                at += 1
+                flag = np.int64(1)
+                if (found or i < last_col) and (seen[i] or o < last_row):
+                    near = base_near + 8 * layer + 4 * left + 2 * left2 + above[i]
+                    joint = base_joint + 16 * np.int64(counters[row] >> 20) + np.int64(counters[col] >> 20)
+                    flag, w, ac = _decide5(here[o, i], (layer, row, col, near, joint), w, counters, ac, io, layer)
+                here[o, i] = flag
+                left2, left, above[i] = left, flag, flag
+                found, seen[i] = found | flag, seen[i] | flag
     return ac
 
 
-@njit(cache=True)
-def _magnitude(value, near, layer, place, weights, counters, ac, io, line):
+@njit
+def _magnitude(value, near, layer, place, w, counters, ac, io, line):
     """A magnitude of at least 1: up to 14 "is it larger?" decisions, each with the next counters, then Exp-Golomb."""
     m = 1
     while m < 15:
-        more, ac = _decide(np.int64(value > m), (near + m, layer + m, place + m), weights, counters, ac, io, line)
+        more, w, ac = _decide3(np.int64(value > m), (near + m, layer + m, place + m), w, counters, ac, io, line)
         if more == 0:
-            return m, ac
+            return m, w, ac
         m += 1
     rest = value - 15
     bits = 0
@@ -175,10 +284,10 @@ def _magnitude(value, near, layer, place, weights, counters, ac, io, line):
         low = low << 1 | bit
     if io[2].size:
         io[2][line] += 2 * bits + 1
-    return 14 + low, ac
+    return 14 + low, w, ac
 
 
-@njit(cache=True)
+@njit
 def _coefficients(q, flags, rows, cols, width, ac, io):
     """Values of the non-zero slices, position by position: zero or not, sign, magnitude. `q` is read or filled.
 
@@ -199,14 +308,14 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
     m_near = s_row + 3 * most_rows - 1  # a magnitude's first decision uses the counter one further on
     m_layer = m_near + 16 * 9
     m_place = m_layer + 16 * layers
-    counters = _counters(m_place + 16 * d + 1)
-    prob, seen, _ = counters
-    w_zero, w_sign, w_size = np.full(5, START_WEIGHT), np.full(4, START_WEIGHT), np.full(3, START_WEIGHT)
+    counters = np.full(m_place + 16 * d + 1, FRESH, np.int32)
+    w = np.int64(START_WEIGHT)
+    w_zero, w_sign, w_size = (w, w, w, w, w), (w, w, w, w), (w, w, w)
     last = np.zeros(d, np.int64)
     at = 0
     for layer in range(layers):
-        prob[z_row:z_last], seen[z_row:z_last] = 32768, 0
-        prob[s_row : s_row + 3 * most_rows], seen[s_row : s_row + 3 * most_rows] = 32768, 0
+        counters[z_row:z_last] = FRESH
+        counters[s_row : s_row + 3 * most_rows] = FRESH
         for o in range(rows[layer]):
             last[:] = 0
             for _ in range(cols[layer]):
@@ -223,7 +332,7 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
                         if j < d - 1 or count > 0:
                             here, before = z_layer + 4 * layer + few, z_last + 3 * j + min(abs(last[j]), 2)
                             ctx = (4 * j + few, z_near + near, here, z_row + o, before)
-                            nonzero, ac = _decide(np.int64(value != 0), ctx, w_zero, counters, ac, io, layer)
+                            nonzero, w_zero, ac = _decide5(np.int64(value != 0), ctx, w_zero, counters, ac, io, layer)
                         if nonzero:
                             count += 1
                             side, above, before = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
@@ -233,9 +342,9 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
                                 s_layer + layer,
                                 s_row + 3 * o + side,
                             )
-                            negative, ac = _decide(np.int64(value < 0), signs, w_sign, counters, ac, io, layer)
+                            negative, w_sign, ac = _decide4(np.int64(value < 0), signs, w_sign, counters, ac, io, layer)
                             sizes = (m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j)
-                            size, ac = _magnitude(abs(value), *sizes, w_size, counters, ac, io, layer)
+                            size, w_size, ac = _magnitude(abs(value), *sizes, w_size, counters, ac, io, layer)
                             value = -size if negative else size
                         else:
                             value = 0
@@ -245,13 +354,21 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
     return ac
 
 
-@njit(cache=True)
+@njit
+def _decide_kind(bit, here, joint, weights, at, counters, ac, io, line):
+    """`_decide2` with weights kept in an array, one pair for every kind of number."""
+    bit, w, ac = _decide2(bit, (here, joint), (weights[at, 0], weights[at, 1]), counters, ac, io, line)
+    weights[at, 0], weights[at, 1] = w
+    return bit, ac
+
+
+@njit
 def _ints(values, kinds, kind_count, ac, io):
     """Plain integers: zero or not, sign, number of bits, then the bits below the first. Contexts: the kind of number,
     and the kind together with the size of the number before."""
-    per = 2 + 20 + 40
-    counters = _counters(kind_count * per * 19)
-    weights = np.full((kind_count, 3, 6), START_WEIGHT * 3 // 2, np.int64)
+    per = 2 + 20 + 20
+    counters = np.full(kind_count * per * 19, FRESH, np.int32)
+    weights = np.full((kind_count * 3, 2), START_WEIGHT * 3 // 2, np.int64)
     size_before = 0
     for n in range(values.size):
         if _past_end(ac, io):
@@ -260,22 +377,26 @@ def _ints(values, kinds, kind_count, ac, io):
         here = per * kind
         joint = per * (kind_count + kind * 18 + size_before)
         size_before = 0
-        nonzero, ac = _decide(np.int64(value != 0), (here, joint), weights[kind, 0], counters, ac, io, kind)
+        w = 3 * kind
+        nonzero, ac = _decide_kind(np.int64(value != 0), here, joint, weights, w, counters, ac, io, kind)
         if nonzero:
-            negative, ac = _decide(np.int64(value < 0), (here + 1, joint + 1), weights[kind, 1], counters, ac, io, kind)
+            negative, ac = _decide_kind(
+                np.int64(value < 0), here + 1, joint + 1, weights, w + 1, counters, ac, io, kind
+            )
             size = abs(value)
             bits = 0
             while bits < 16:
-                ctx = (here + 2 + bits, joint + 2 + bits)
-                more, ac = _decide(np.int64(size >> (bits + 1) > 0), ctx, weights[kind, 2], counters, ac, io, kind)
+                a, b = here + 2 + bits, joint + 2 + bits
+                more, ac = _decide_kind(np.int64(size >> (bits + 1) > 0), a, b, weights, w + 2, counters, ac, io, kind)
                 if more == 0:
                     break
                 bits += 1
             out = 1
             for b in range(bits - 1, -1, -1):
                 bit = size >> b & 1
-                if b == bits - 1:
-                    bit, ac = _decide(bit, (here + 22 + bits,), weights[kind, 1], counters, ac, io, kind)
+                if b == bits - 1:  # the bit below the first is still worth a prediction
+                    a, b2 = here + 22 + bits, joint + 22 + bits
+                    bit, ac = _decide_kind(bit, a, b2, weights, w + 1, counters, ac, io, kind)
                 else:
                     bit, ac = _code(bit, 32768, ac, io)
                     if io[2].size:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from .errors import InputError, LnxError
 from .fields import Reader, Writer
 from .frequency import TABLE_BITS, TOTAL, Table
+from .jit import njit
 from .latent import LARGEST, IntArray
 
 
@@ -155,7 +155,7 @@ class Tables(NamedTuple):
         return Tables(freq, start, reciprocal, symbol)
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _push(x, at, words, f, c, r):
     """One symbol onto state x. The word is always written and only kept when it was needed: no branch to mispredict.
 
@@ -169,7 +169,7 @@ def _push(x, at, words, f, c, r):
     return (quotient << _BITS) + c + (x - quotient * f), at
 
 
-@njit(cache=True, inline="always")
+@njit(inline="always")
 def _pop(x, at, words, freq, start, symbol):
     """One symbol off state x; the next word is always read and only used when the state ran low."""
     slot = x & _MASK
@@ -180,7 +180,7 @@ def _pop(x, at, words, freq, start, symbol):
     return refilled if low else x, at + np.uint64(low), s
 
 
-@njit(cache=True)
+@njit
 def _encode(symbols, index, freq, start, reciprocal, states, words):
     """Any number of lanes and tables: symbol i belongs to lane i % lanes and table index[i]. Returns where words begin."""
     at = np.uint64(words.size)
@@ -191,7 +191,7 @@ def _encode(symbols, index, freq, start, reciprocal, states, words):
     return at
 
 
-@njit(cache=True)
+@njit
 def _decode(out, index, freq, start, symbol, states, words):
     """The inverse of `_encode`. Returns how many words were used."""
     at = _ZERO
@@ -202,7 +202,7 @@ def _decode(out, index, freq, start, symbol, states, words):
     return at
 
 
-@njit(cache=True)
+@njit
 def _encode8(symbols, freq, start, reciprocal, states, words):
     """Eight lanes, one table, the lanes written out so that the states stay in registers."""
     at = np.uint64(words.size)
@@ -238,7 +238,7 @@ def _encode8(symbols, freq, start, reciprocal, states, words):
     return at
 
 
-@njit(cache=True)
+@njit
 def _decode8(out, freq, start, symbol, states, words):
     """The inverse of `_encode8`."""
     at = _ZERO

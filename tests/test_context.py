@@ -50,6 +50,23 @@ def test_dead_rows_and_columns_make_flags_cheap():
     assert len(structured) < 0.5 * len(shuffled)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 3, 30])
+@pytest.mark.parametrize("columns", [0, 1, 2, 50])
+def test_layers_with_few_live_rows_and_columns_come_back(rows, columns):
+    """Dead rows and columns are coded once; flags that follow from them are not coded, and must come back all the same."""
+    rng = np.random.default_rng(rows + columns)
+    one = np.zeros((30, 50), np.int64)
+    one[:rows, :columns] = rng.random((rows, columns)) < 0.4
+    shuffled = one[rng.permutation(30)][:, rng.permutation(50)]
+    shapes = [(30, 50), (50, 30), (1, 1), (30, 50)]
+    flags = np.concatenate([shuffled.ravel(), shuffled.T.ravel(), [1], one.ravel()])
+    data, bits = context.encode_flags(flags, shapes)
+    back, again = context.decode_flags(data, shapes, flags.size)
+    assert (back == flags).all() and (bits == again).all()
+    if rows * columns <= 6:
+        assert len(data) < 60
+
+
 def test_independent_flags_cost_little_more_than_their_entropy():
     flags = np.random.default_rng(1).random(40_000) < 0.1
     p = flags.mean()

@@ -154,6 +154,19 @@ def test_tied_weights_are_counted_stored_and_loaded_once(tmp_path):
         runtime.Network.load(tmp_path / "t.lnx")
 
 
+@pytest.mark.parametrize("levels", [0.5, 1.0, 4.0, 16.0])
+def test_a_trained_network_starts_with_as_many_levels_as_asked(levels):
+    torch.manual_seed(0)
+    model = nn.Linear(200, 100)
+    before = model.weight.detach().clone()
+    compressor = lx.reparameterize(model, init="from_weights", levels=levels)
+    step = float(compressor.groups[0].psi.detach().abs())
+    assert 0.7 <= levels * step / float(before.std()) <= 1.42
+    assert float((model.weight.detach() - before).abs().max()) <= step / 2 + 1e-6
+    with pytest.raises(InputError, match="levels"):
+        lx.reparameterize(nn.Linear(2, 2), init="from_weights", levels=0)
+
+
 def test_weights_left_alone_stay_exact_floats(tmp_path):
     model = models.digits_resnet()
     before = model.linear.weight.detach().clone()

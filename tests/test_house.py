@@ -96,3 +96,23 @@ def test_the_runtime_without_torch_and_the_torch_module_agree_on_every_test_imag
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(code, extra, golden):
     done = python(WITHOUT_EXTRAS + code, golden / "digits.lnx")
     assert f"pip install 'lilnetx-mini[{extra}]'" in done.stderr
+
+
+def test_starting_a_kernel_imports_no_scipy_linalg_and_leaves_other_peoples_kernels_alone():
+    """Numba would import all of scipy.linalg, 0.3 s, to learn whether it is there."""
+    script = """
+import sys
+import numpy as np
+from lilnetx_mini import lnx
+lnx.read("tests/golden/digits.lnx")
+assert "scipy.linalg" not in sys.modules
+import numba
+product = numba.njit(lambda a, b: np.dot(a, b))
+a = np.ones((2, 3))
+try:
+    assert (product(a, a.T) == 3).all()
+except ImportError:  # without SciPy, Numba's own message
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -124,19 +124,36 @@ def test_tables_survive_their_bytes():
         assert back.low == table.low and back.escape == table.escape and (back.counts == table.counts).all()
 
 
-@given(arrays(np.int16, st.integers(1, 300), elements=st.integers(-300, 300)))
+@given(arrays(np.int16, st.integers(1, 300), elements=st.integers(-300, 300)), st.sampled_from([1, 20, 150]))
 @settings(max_examples=100, deadline=None)
-def test_coarse_tables_are_rebuilt_exactly_and_chosen_only_where_they_pay(values):
+def test_short_forms_of_tables_are_rebuilt_exactly_and_chosen_only_where_they_pay(values, divisor):
+    values = values // divisor
     exact, table = Table.of(values), Table.cheapest(values)
-    assert int(table.counts.sum()) == 1 << 14 and ((table.counts > 0) == (exact.counts > 0)).all()
+    assert int(table.counts.sum()) == 1 << 14 and (table.counts[exact.counts > 0] > 0).all()
     back = Table.read(Reader(table.to_bytes(), "tables"))
-    assert (
-        back.low == table.low
-        and (back.counts == table.counts).all()
-        and (back.escape, back.coarse) == (table.escape, table.coarse)
-    )
+    assert back.low == table.low and (back.counts == table.counts).all()
+    assert (back.escape, back.form, back.code) == (table.escape, table.form, table.code)
     assert table.bits(values) + 8 * len(table.to_bytes()) <= exact.bits(values) + 8 * len(exact.to_bytes())
     assert (rans.decode(rans.encode(values, table), back, len(values)) == values).all()
+
+
+def test_each_form_of_a_table_has_its_place():
+    rng = np.random.default_rng(0)
+    laplace = np.rint(rng.laplace(0, 3, 300)).astype(int)
+    comb = 7 * rng.integers(0, 8, 300)
+    assert Table.cheapest(laplace).form == "geometric"
+    assert Table.cheapest(comb).form == "coarse"
+    assert Table.cheapest(np.tile(comb, 300)).form == "exact"
+
+
+@pytest.mark.parametrize("code", [(0, 1, 1, 0, 0), (58, 1, 1, 0, 0), (1, 1, 1, 63, 63)])
+def test_damaged_geometric_tables_are_refused(code):
+    data = Writer().sint(-2).uint(6 * 5 + 4).data + sum(c << 6 * n for n, c in enumerate(code)).to_bytes(4, "little")
+    if code[0] == 1:
+        assert int(Table.read(Reader(bytes(data), "tables")).counts.sum()) == 1 << 14
+    else:
+        with pytest.raises(LnxError, match="out of range"):
+            Table.read(Reader(bytes(data), "tables"))
 
 
 def test_coarse_levels_lose_little():
@@ -148,7 +165,7 @@ def test_coarse_levels_lose_little():
 
 def test_tables_that_do_not_sum_up_are_refused():
     with pytest.raises(LnxError, match="frequencies sum to"):
-        Table.read(Reader(bytes(Writer().sint(0).uint(12).uint(16000).uint(600).data), "tables"))
+        Table.read(Reader(bytes(Writer().sint(0).uint(18).uint(16000).uint(600).data), "tables"))
     with pytest.raises(InputError, match="sum to"):
         rans.Tables.of([np.array([1, 2, 3])])
     with pytest.raises(InputError, match="sum to"):

@@ -24,7 +24,6 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 DECODER_BITS = 8
-LEVELS = 6  # init="from_weights": about this many quantisation steps in a standard deviation of a group's weights
 
 
 @dataclass(frozen=True)
@@ -210,6 +209,7 @@ def reparameterize(
     order: float = 2.0,
     dense_prior: bool = False,
     init: str = "random",
+    levels: float = 6.0,
 ) -> Compressor:
     """Turn the weights of a network's convolutions, dense layers, embeddings and attention projections into latents.
 
@@ -222,10 +222,14 @@ def reparameterize(
     order            norm of the slice prior: 1, 2 or inf
     dense_prior      also charge dense and 1x1 latents, with their absolute value
     init             "random" starts anew at the usual variance; "from_weights" keeps what a trained network knows
+    levels           for "from_weights": about this many quantisation steps in a standard deviation of a group's weights. 6 loses
+                     next to nothing at the start; 1 or 2 start with many zeros and need training to recover
     raises           InputError if nothing can be reparameterised, or a weight is of half precision, empty or not finite
     """
     if init not in ("random", "from_weights"):
         raise InputError(f"init={init!r}: 'random' and 'from_weights' are the choices")
+    if not 0 < levels < math.inf:
+        raise InputError(f"levels={levels}: a positive number expected")
     if not isinstance(model, nn.Module):
         raise InputError(f"{type(model).__name__} is not a torch module")
     leave = [leave] if isinstance(leave, str) else list(leave)
@@ -263,7 +267,7 @@ def reparameterize(
         )
     keys = [kernel if shared_decoders else name for name, _, _, kernel, _ in found]
     groups = {
-        key: _make_group([f for f, k in zip(found, keys, strict=True) if k == key], decoder, init)
+        key: _make_group([f for f, k in zip(found, keys, strict=True) if k == key], decoder, init, levels)
         for key in dict.fromkeys(keys)
     }
     weights = [_attach(*f, groups[key], init) for f, key in zip(found, keys, strict=True)]
@@ -276,7 +280,7 @@ def reparameterize(
     return Compressor(model, weights, [(weights[i], m, a) for i, m, a in tied], order, dense_prior)
 
 
-def _make_group(members: list[tuple], decoder: str | dict | None, init: str) -> Group:
+def _make_group(members: list[tuple], decoder: str | dict | None, init: str, levels: float) -> Group:
     kernel = members[0][3]
     slices = sum(w.shape[0] * w.shape[1] for *_, w in members)
     kind = decoder.get(kernel) if isinstance(decoder, dict) else decoder
@@ -288,9 +292,7 @@ def _make_group(members: list[tuple], decoder: str | dict | None, init: str) -> 
     if init == "from_weights":
         everything = torch.cat([w.detach().flatten() for *_, w in members])
         deviation = float(everything.square().mean().sqrt()) or 1.0
-        step = 2.0 ** round(
-            math.log2(deviation / LEVELS)
-        )  # a power of two, so that the stored decoder is exactly this one
+        step = 2.0 ** round(math.log2(deviation / levels))  # a power of two: the stored decoder is exactly this one
         with torch.no_grad():
             group.free.copy_(step * torch.eye(group.d) if kind == "full" else torch.full_like(group.free, step))
     return group.to(members[0][4].dtype)

@@ -74,7 +74,9 @@ class Run:
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(seed)
         self.model = recipe.model()
-        self.compressor = reparameterize(self.model, init=recipe.init) if compress else None
+        self.compressor = reparameterize(self.model, init=recipe.init, levels=recipe.levels) if compress else None
+        if recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         if compress:
             groups = self.compressor.parameter_groups(
                 recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
@@ -152,6 +154,7 @@ class Run:
             share = self._schedule(self.epoch * self.steps_an_epoch + n)
             x = shifted(torch.from_numpy(train.x)[part], self.recipe.shift, self.generator)
             x = flipped(x, self.generator) if self.recipe.flip else x
+            x = x.to(memory_format=torch.channels_last) if self.recipe.channels_last else x
             loss = F.cross_entropy(
                 self.model(x), torch.from_numpy(train.y)[part], label_smoothing=self.recipe.label_smoothing
             )
