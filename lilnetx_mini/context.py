@@ -43,7 +43,6 @@ RATE = (2 * 65536 // (2 * np.arange(LIMIT + 1) + 3)).astype(np.int32)  # 1 / (n 
 TRUST = (256 * (2 * np.arange(LIMIT + 1) + 1) // (2 * np.arange(LIMIT + 1) + 4)).astype(
     np.int32
 )  # new ones speak softly
-COST = -np.log2((np.arange(4096) + 0.5) / 4096)  # for reports only: no coded bit depends on it
 
 FRESH = (
     32768 << 8
@@ -54,14 +53,14 @@ START_WEIGHT = 20000  # of 65536, for each context
 # -- the arithmetic coder ---------------------------------------------------------------------------------------------
 # Its state `ac` is (lowest, highest, code, position): an interval of 32-bit numbers, the number being decoded and the place
 # in the buffer. Leading bytes that both ends share are settled and leave the interval. The state is a tuple that every
-# function takes and returns, never an array: so it stays in registers. `io` is (buffer, decoding or not, bits by line).
+# function takes and returns, never an array: so it stays in registers. `io` is (buffer, decoding or not).
 
 
 @njit(forceinline=True)
 def _code(bit, p, ac, io):
     """One decision with probability p / 65536 of being 1. Invariant: lowest < highest, and code lies between them."""
     lowest, highest, code, at = ac
-    buf, decoding, _ = io
+    buf, decoding = io
     middle = lowest + ((highest - lowest) * p >> 16)
     if decoding:
         bit = np.int64(code <= middle)
@@ -98,13 +97,10 @@ def _learn(c, bit, counters):
 
 
 @njit(forceinline=True)
-def _code_mixed(bit, mixed, ac, io, line):
+def _code_mixed(bit, mixed, ac, io):
     """One decision with the given mixed log-odds: (outcome, error of the prediction in 65536ths, coder state)."""
     p = np.int64(SQUASH[np.uint64(min(max(mixed >> 16, -HALF), HALF - 1) + HALF)])
     bit, ac = _code(bit, p, ac, io)
-    cost = io[2]
-    if cost.size:
-        cost[line] += COST[p >> 4] if bit else COST[4095 - (p >> 4)]
     return bit, (bit << 16) - p, ac
 
 
@@ -113,22 +109,22 @@ def _code_mixed(bit, mixed, ac, io, line):
 
 
 @njit(forceinline=True)
-def _decide2(bit, ctx, w, counters, ac, io, line):
+def _decide2(bit, ctx, w, counters, ac, io):
     c0, c1 = ctx
     w0, w1 = w
     s0, s1 = _opinion(c0, counters), _opinion(c1, counters)
-    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1, ac, io, line)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1, ac, io)
     _learn(c0, bit, counters)
     _learn(c1, bit, counters)
     return bit, (w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN)), ac
 
 
 @njit(forceinline=True)
-def _decide3(bit, ctx, w, counters, ac, io, line):
+def _decide3(bit, ctx, w, counters, ac, io):
     c0, c1, c2 = ctx
     w0, w1, w2 = w
     s0, s1, s2 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters)
-    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2, ac, io, line)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2, ac, io)
     _learn(c0, bit, counters)
     _learn(c1, bit, counters)
     _learn(c2, bit, counters)
@@ -136,12 +132,12 @@ def _decide3(bit, ctx, w, counters, ac, io, line):
 
 
 @njit(forceinline=True)
-def _decide5(bit, ctx, w, counters, ac, io, line):
+def _decide5(bit, ctx, w, counters, ac, io):
     c0, c1, c2, c3, c4 = ctx
     w0, w1, w2, w3, w4 = w
     s0, s1, s2 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters)
     s3, s4 = _opinion(c3, counters), _opinion(c4, counters)
-    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3 + w4 * s4, ac, io, line)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3 + w4 * s4, ac, io)
     _learn(c0, bit, counters)
     _learn(c1, bit, counters)
     _learn(c2, bit, counters)
@@ -152,11 +148,11 @@ def _decide5(bit, ctx, w, counters, ac, io, line):
 
 
 @njit(forceinline=True)
-def _decide4(bit, ctx, w, counters, ac, io, line):
+def _decide4(bit, ctx, w, counters, ac, io):
     c0, c1, c2, c3 = ctx
     w0, w1, w2, w3 = w
     s0, s1, s2, s3 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters), _opinion(c3, counters)
-    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3, ac, io, line)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3, ac, io)
     _learn(c0, bit, counters)
     _learn(c1, bit, counters)
     _learn(c2, bit, counters)
@@ -172,13 +168,27 @@ def _start_weights():
 
 
 @njit
+def _spent(ac):
+    """Bits that the coder has spent so far, but for a constant: for reports only, no coded bit depends on it."""
+    lowest, highest, _, at = ac
+    return 8.0 * at - np.log2(highest - lowest + 1.0)
+
+
+@njit
+def _charge(cost, line, before, ac):
+    """Put what was spent since `before` on a line of the bill; none is kept where `cost` is empty."""
+    if cost.size:
+        cost[line] += _spent(ac) - before
+
+
+@njit(forceinline=True)
 def _past_end(ac, io):
     """A decoder that has read more than the zeros behind its stream: there is nothing to decode any more."""
     return io[1] and ac[3] > io[0].size + 4
 
 
 @njit
-def _alive(alive, fed, kind, counters, ac, io, layer):
+def _alive(alive, fed, kind, counters, ac, io):
     """Which rows (kind 0) or columns (kind 1) of a layer hold anything. At least one does, so the last may be known.
 
     Contexts: the two flags before this one, and whether the layer before wrote the channel that this one reads (`fed`).
@@ -188,16 +198,15 @@ def _alive(alive, fed, kind, counters, ac, io, layer):
     for i in range(alive.size):
         flag = np.int64(1)
         if some or i + 1 < alive.size:
-            flag, w, ac = _decide2(
-                np.int64(alive[i]), (4 * kind + before, 8 + 3 * kind + fed[i]), w, counters, ac, io, layer
-            )
+            ctx = 4 * kind + before, 8 + 3 * kind + fed[i]
+            flag, w, ac = _decide2(np.int64(alive[i]), ctx, w, counters, ac, io)
         alive[i] = flag
         before, some = 2 * before & 2 | flag, some | flag
     return ac
 
 
 @njit
-def _flags(flags, rows, cols, ac, io):
+def _flags(flags, rows, cols, ac, io, cost):
     """Significance of every slice, layer by layer; `flags` is read or filled.
 
     First which columns (input channels) and rows (output channels) hold anything at all; a network trained with a slice
@@ -223,16 +232,18 @@ def _flags(flags, rows, cols, ac, io):
             fed[:c] = row_alive[:c]
         here = flags[start : start + r * c].reshape(r, c)
         start += r * c
-        something, _, ac = _decide2(np.int64(here.any()), (layer, layer), _start_weights()[:2], counters, ac, io, layer)
+        before = _spent(ac)
+        something, _, ac = _decide2(np.int64(here.any()), (layer, layer), _start_weights()[:2], counters, ac, io)
         row_alive[:] = 0
         if not something:
+            _charge(cost, layer, before, ac)
             continue
         for i in range(c):
             col_alive[i] = here[:, i].any()
         for o in range(r):
             row_alive[o] = here[o].any()
-        ac = _alive(col_alive[:c], fed, 1, outline, ac, io, layer)
-        ac = _alive(row_alive[:r], unknown, 0, outline, ac, io, layer)
+        ac = _alive(col_alive[:c], fed, 1, outline, ac, io)
+        ac = _alive(row_alive[:r], unknown, 0, outline, ac, io)
         last_row, last_col = r - 1, c - 1
         while not row_alive[last_row]:
             last_row -= 1
@@ -255,19 +266,20 @@ def _flags(flags, rows, cols, ac, io):
                 if (found or i < last_col) and (seen[i] or o < last_row):
                     near = base_near + 8 * layer + 4 * left + 2 * left2 + above[i]
                     joint = base_joint + 16 * np.int64(counters[row] >> 20) + np.int64(counters[col] >> 20)
-                    flag, w, ac = _decide5(here[o, i], (layer, row, col, near, joint), w, counters, ac, io, layer)
+                    flag, w, ac = _decide5(here[o, i], (layer, row, col, near, joint), w, counters, ac, io)
                 here[o, i] = flag
                 left2, left, above[i] = left, flag, flag
                 found, seen[i] = found | flag, seen[i] | flag
+        _charge(cost, layer, before, ac)
     return ac
 
 
-@njit
-def _magnitude(value, near, layer, place, w, counters, ac, io, line):
+@njit(forceinline=True)
+def _magnitude(value, near, layer, place, w, counters, ac, io):
     """A magnitude of at least 1: up to 14 "is it larger?" decisions, each with the next counters, then Exp-Golomb."""
     m = 1
     while m < 15:
-        more, w, ac = _decide3(np.int64(value > m), (near + m, layer + m, place + m), w, counters, ac, io, line)
+        more, w, ac = _decide3(np.int64(value > m), (near + m, layer + m, place + m), w, counters, ac, io)
         if more == 0:
             return m, w, ac
         m += 1
@@ -282,13 +294,11 @@ def _magnitude(value, near, layer, place, w, counters, ac, io, line):
     for b in range(bits - 1, -1, -1):
         bit, ac = _code((rest + 1) >> b & 1, 32768, ac, io)
         low = low << 1 | bit
-    if io[2].size:
-        io[2][line] += 2 * bits + 1
     return 14 + low, w, ac
 
 
 @njit
-def _coefficients(q, flags, rows, cols, width, ac, io):
+def _coefficients(q, flags, rows, cols, width, ac, io, cost):
     """Values of the non-zero slices, position by position: zero or not, sign, magnitude. `q` is read or filled.
 
     Contexts: the position and how many non-zeros came before it in this slice, the neighbours to the left and above
@@ -314,6 +324,7 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
     last = np.zeros(d, np.int64)
     at = 0
     for layer in range(layers):
+        paid = _spent(ac)
         counters[z_row:z_last] = FRESH
         counters[s_row : s_row + 3 * most_rows] = FRESH
         for o in range(rows[layer]):
@@ -332,7 +343,7 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
                         if j < d - 1 or count > 0:
                             here, before = z_layer + 4 * layer + few, z_last + 3 * j + min(abs(last[j]), 2)
                             ctx = (4 * j + few, z_near + near, here, z_row + o, before)
-                            nonzero, w_zero, ac = _decide5(np.int64(value != 0), ctx, w_zero, counters, ac, io, layer)
+                            nonzero, w_zero, ac = _decide5(np.int64(value != 0), ctx, w_zero, counters, ac, io)
                         if nonzero:
                             count += 1
                             side, above, before = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
@@ -342,28 +353,29 @@ def _coefficients(q, flags, rows, cols, width, ac, io):
                                 s_layer + layer,
                                 s_row + 3 * o + side,
                             )
-                            negative, w_sign, ac = _decide4(np.int64(value < 0), signs, w_sign, counters, ac, io, layer)
+                            negative, w_sign, ac = _decide4(np.int64(value < 0), signs, w_sign, counters, ac, io)
                             sizes = (m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j)
-                            size, w_size, ac = _magnitude(abs(value), *sizes, w_size, counters, ac, io, layer)
+                            size, w_size, ac = _magnitude(abs(value), *sizes, w_size, counters, ac, io)
                             value = -size if negative else size
                         else:
                             value = 0
                         q[at, j] = value
                         last[j] = value
                 at += 1
+        _charge(cost, layer, paid, ac)
     return ac
 
 
 @njit
-def _decide_kind(bit, here, joint, weights, at, counters, ac, io, line):
+def _decide_kind(bit, here, joint, weights, at, counters, ac, io):
     """`_decide2` with weights kept in an array, one pair for every kind of number."""
-    bit, w, ac = _decide2(bit, (here, joint), (weights[at, 0], weights[at, 1]), counters, ac, io, line)
+    bit, w, ac = _decide2(bit, (here, joint), (weights[at, 0], weights[at, 1]), counters, ac, io)
     weights[at, 0], weights[at, 1] = w
     return bit, ac
 
 
 @njit
-def _ints(values, kinds, kind_count, ac, io):
+def _ints(values, kinds, kind_count, ac, io, cost):
     """Plain integers: zero or not, sign, number of bits, then the bits below the first. Contexts: the kind of number,
     and the kind together with the size of the number before."""
     per = 2 + 20 + 20
@@ -373,21 +385,19 @@ def _ints(values, kinds, kind_count, ac, io):
     for n in range(values.size):
         if _past_end(ac, io):
             return ac
-        kind, value = kinds[n], values[n]
+        kind, value, before = kinds[n], values[n], _spent(ac)
         here = per * kind
         joint = per * (kind_count + kind * 18 + size_before)
         size_before = 0
         w = 3 * kind
-        nonzero, ac = _decide_kind(np.int64(value != 0), here, joint, weights, w, counters, ac, io, kind)
+        nonzero, ac = _decide_kind(np.int64(value != 0), here, joint, weights, w, counters, ac, io)
         if nonzero:
-            negative, ac = _decide_kind(
-                np.int64(value < 0), here + 1, joint + 1, weights, w + 1, counters, ac, io, kind
-            )
+            negative, ac = _decide_kind(np.int64(value < 0), here + 1, joint + 1, weights, w + 1, counters, ac, io)
             size = abs(value)
             bits = 0
             while bits < 16:
-                a, b = here + 2 + bits, joint + 2 + bits
-                more, ac = _decide_kind(np.int64(size >> (bits + 1) > 0), a, b, weights, w + 2, counters, ac, io, kind)
+                more = np.int64(size >> (bits + 1) > 0)
+                more, ac = _decide_kind(more, here + 2 + bits, joint + 2 + bits, weights, w + 2, counters, ac, io)
                 if more == 0:
                     break
                 bits += 1
@@ -395,17 +405,15 @@ def _ints(values, kinds, kind_count, ac, io):
             for b in range(bits - 1, -1, -1):
                 bit = size >> b & 1
                 if b == bits - 1:  # the bit below the first is still worth a prediction
-                    a, b2 = here + 22 + bits, joint + 22 + bits
-                    bit, ac = _decide_kind(bit, a, b2, weights, w + 1, counters, ac, io, kind)
+                    bit, ac = _decide_kind(bit, here + 22 + bits, joint + 22 + bits, weights, w + 1, counters, ac, io)
                 else:
                     bit, ac = _code(bit, 32768, ac, io)
-                    if io[2].size:
-                        io[2][kind] += 1
                 out = out << 1 | bit
             values[n] = -out if negative else out
             size_before = bits + 1
         else:
             values[n] = 0
+        _charge(cost, kind, before, ac)
     return ac
 
 
@@ -430,7 +438,7 @@ def _encode(kernel, args: tuple, lines: int, guess: int) -> tuple[bytes, NDArray
     """Run a kernel as encoder; if the buffer was too small, once more with the size that it turned out to need."""
     while True:
         buf, cost = np.zeros(guess, np.uint8), np.zeros(lines)
-        ac = kernel(*args, _start(0, 0), (buf, False, cost))
+        ac = kernel(*args, _start(0, 0), (buf, False), cost)
         if ac[3] <= guess:
             return buf[: ac[3]].tobytes() + _tail(ac), cost
         guess = int(ac[3])
@@ -443,7 +451,7 @@ def _decode(kernel, args: tuple, lines: int, data: bytes) -> NDArray[np.float64]
     """
     buf, cost = np.frombuffer(data, np.uint8).copy(), np.zeros(lines)
     head = (data[:4] + b"\0\0\0\0")[:4]
-    ac = kernel(*args, _start(int.from_bytes(head, "big"), 4), (buf, True, cost))
+    ac = kernel(*args, _start(int.from_bytes(head, "big"), 4), (buf, True), cost)
     end = int(ac[3]) - 4
     if end > len(data):
         raise LnxError("stream", f"decoding went on past the end of the stream's {len(data)} bytes (damaged?)")
