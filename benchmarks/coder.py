@@ -21,6 +21,7 @@ import numpy as np
 
 from lilnetx_mini import context, rans
 from lilnetx_mini.frequency import TOTAL, Table
+from lilnetx_mini.provenance import circumstances
 from lilnetx_mini.rate import entropy
 
 ENTROPIES = (0.2, 1.0, 2.5)
@@ -160,7 +161,7 @@ def main() -> None:
         ratios = {f"{k}_ratio": ours[f"{k}_msym_s"] / peer[f"{k}_msym_s"] for k in ("encode", "decode")}
         static[str(bits)] = {**ratios, "overhead_percent": ours["overhead_percent"]}
     if a.json:
-        print(json.dumps({"static": static, "full": full, "symbols": a.symbols, "runs": a.runs}, indent=1))
+        print(json.dumps({"static": static, "full": full, "symbols": a.symbols, "runs": a.runs, "made": circumstances()}, indent=1))
         return
     for bits, r in full.items():
         print(f"\n{r['entropy']:.3f} bits a symbol, {a.symbols:,} symbols{'':10}encode      decode  Msym/s   overhead")

@@ -28,6 +28,7 @@ import numpy as np
 from lilnetx_mini import context, lnx, streams
 from lilnetx_mini.fields import Writer
 from lilnetx_mini.frequency import TOTAL, Table
+from lilnetx_mini.provenance import circumstances
 
 RUNS = 5
 
@@ -151,7 +152,7 @@ def main() -> None:
     default = sorted((Path(__file__).parent.parent / "results" / "files").glob("*.lnx"))
     rows = [measure(f) for f in a.files or default]
     if a.json:
-        print(json.dumps({"trained": rows}, indent=1))
+        print(json.dumps({"trained": rows, "made": circumstances()}, indent=1))
         return
     names = ["paper", "constriction", "deepcabac", "xz", "zstd", "brotli", "static", "adaptive"]
     print(

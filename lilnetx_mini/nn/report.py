@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,8 +18,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .. import __version__, lnx
+from .. import lnx
 from ..errors import LilnetxError
+from ..provenance import circumstances
 from .export import load_into
 from .models import count_bytes
 from .recipes import Recipe, get
@@ -148,16 +147,6 @@ def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Pat
         "compressed": compressed,
         "plain": plain,
         "file": str(out / "model.lnx"),
-    }
-
-
-def circumstances() -> dict[str, str]:
-    """What a reader needs to judge or repeat the numbers: command, date, machine, versions."""
-    return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {platform.system()}, no GPU used",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}, lilnetx-mini {__version__}",
     }
 
 

@@ -1,0 +1,38 @@
+"""What a reader needs to judge or repeat a number: how it came about."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from . import __version__
+
+LIBRARIES = ("numpy", "numba", "torch", "constriction", "onnxruntime", "scipy")
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+
+
+def circumstances(device: str = "no GPU used") -> dict[str, str]:
+    """Command, date, machine, and the versions of those libraries that took part.
+
+    Of absolute paths on the command line only the last part is kept: the rest means nothing elsewhere.
+    """
+    arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+    used = [f"{name} {version(name)}" for name in LIBRARIES if name in sys.modules]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *arguments]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{_processor()}, {os.cpu_count()} processors, {platform.system()}, {device}",
+        "versions": ", ".join([f"Python {platform.python_version()}", *used, f"lilnetx-mini {__version__}"]),
+    }

@@ -1,0 +1,41 @@
+"""The benchmarks run and compare equal things: small sizes, no clock is asserted."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layer", [(8, 6, 9, 3), (7, 5, 6, 1)])
+def test_every_engine_computes_the_same_layer(layer):
+    pytest.importorskip("onnxruntime")
+    row = load("conv").measure(layer, 0.5, 1, 1)
+    assert set(row) == {f"{n}_ms" for n in ("ours", "onnxruntime", "torch", "channels_last", "scipy_csr", "torch_csr")}
+    assert min(row.values()) > 0
+
+
+def test_sizes_of_a_file_are_measured_and_ours_is_never_above_static(golden, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["size.py", str(golden / "digits.lnx"), "--json"])
+    load("size").main()
+    row = json.loads(capsys.readouterr().out)["trained"][0]
+    assert row["adaptive_bytes"] <= row["static_bytes"] + 8 and row["chosen_bytes"] <= row["adaptive_bytes"]
+    assert row["paper_payload_bytes"] < row["paper_bytes"] and row["adaptive_bytes"] < row["paper_bytes"]
+
+
+def test_the_start_is_timed_part_by_part(golden, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["startup.py", str(golden / "digits.lnx"), "--runs", "1", "--json"])
+    load("startup").main()
+    parts = json.loads(capsys.readouterr().out)["startup"]
+    assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k != "total"), rel=1e-6)
