@@ -54,8 +54,8 @@ def recipes(weights: str | None) -> dict[str, Recipe]:
         rest_lr=1e-3, lam_rate=5.0, lam_group=5.0, ramp=0.2, init="from_weights", levels=1.0,
     )  # fmt: skip
     resnet = Recipe(
-        "cifar10_resnet20", functools.partial(trained_resnet20, weights), normalised_cifar10, epochs=5, batch=128,
-        lr=0.03, decoder_lr=1e-4, rest_lr=1e-3, lam_rate=2.2, lam_group=2.2, ramp=0.2, shift=4, flip=1, init="from_weights",
+        "cifar10_resnet20", functools.partial(trained_resnet20, weights), normalised_cifar10, epochs=4, batch=128,
+        lr=0.03, decoder_lr=1e-4, rest_lr=1e-3, lam_rate=1.8, lam_group=1.8, ramp=0.2, shift=4, flip=1, init="from_weights",
         levels=2.0, channels_last=1,
     )  # fmt: skip
     return {"mnist_lenet5": lenet, "cifar10_resnet20": resnet}

@@ -120,15 +120,17 @@ def _decide2(bit, ctx, w, counters, ac, io):
 
 
 @njit(forceinline=True)
-def _decide3(bit, ctx, w, counters, ac, io):
-    c0, c1, c2 = ctx
-    w0, w1, w2 = w
-    s0, s1, s2 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters)
-    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2, ac, io)
+def _decide4(bit, ctx, w, counters, ac, io):
+    c0, c1, c2, c3 = ctx
+    w0, w1, w2, w3 = w
+    s0, s1, s2, s3 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters), _opinion(c3, counters)
+    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3, ac, io)
     _learn(c0, bit, counters)
     _learn(c1, bit, counters)
     _learn(c2, bit, counters)
-    return bit, (w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)), ac
+    _learn(c3, bit, counters)
+    w0, w1, w2 = w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)
+    return bit, (w0, w1, w2, w3 + (s3 * error >> LEARN)), ac
 
 
 @njit(forceinline=True)
@@ -145,20 +147,6 @@ def _decide5(bit, ctx, w, counters, ac, io):
     _learn(c4, bit, counters)
     w0, w1, w2 = w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)
     return bit, (w0, w1, w2, w3 + (s3 * error >> LEARN), w4 + (s4 * error >> LEARN)), ac
-
-
-@njit(forceinline=True)
-def _decide4(bit, ctx, w, counters, ac, io):
-    c0, c1, c2, c3 = ctx
-    w0, w1, w2, w3 = w
-    s0, s1, s2, s3 = _opinion(c0, counters), _opinion(c1, counters), _opinion(c2, counters), _opinion(c3, counters)
-    bit, error, ac = _code_mixed(bit, w0 * s0 + w1 * s1 + w2 * s2 + w3 * s3, ac, io)
-    _learn(c0, bit, counters)
-    _learn(c1, bit, counters)
-    _learn(c2, bit, counters)
-    _learn(c3, bit, counters)
-    w0, w1, w2 = w0 + (s0 * error >> LEARN), w1 + (s1 * error >> LEARN), w2 + (s2 * error >> LEARN)
-    return bit, (w0, w1, w2, w3 + (s3 * error >> LEARN)), ac
 
 
 @njit
@@ -275,11 +263,11 @@ def _flags(flags, rows, cols, ac, io, cost):
 
 
 @njit(forceinline=True)
-def _magnitude(value, near, layer, place, w, counters, ac, io):
+def _magnitude(value, near, layer, w, counters, ac, io):
     """A magnitude of at least 1: up to 14 "is it larger?" decisions, each with the next counters, then Exp-Golomb."""
     m = 1
     while m < 15:
-        more, w, ac = _decide3(np.int64(value > m), (near + m, layer + m, place + m), w, counters, ac, io)
+        more, w, ac = _decide2(np.int64(value > m), (near + m, layer + m), w, counters, ac, io)
         if more == 0:
             return m, w, ac
         m += 1
@@ -301,31 +289,27 @@ def _magnitude(value, near, layer, place, w, counters, ac, io):
 def _coefficients(q, flags, rows, cols, width, ac, io, cost):
     """Values of the non-zero slices, position by position: zero or not, sign, magnitude. `q` is read or filled.
 
-    Contexts: the position and how many non-zeros came before it in this slice, the neighbours to the left and above
-    inside the kernel, the layer, the row, and the same position of the row's last non-zero slice. The last position of a
-    slice with nothing before it needs no flag: the slice is known not to be zero.
+    Contexts of "is it zero?": the position and how many non-zeros came before it in this slice; the neighbours to the left
+    and above inside the kernel; the layer; the same position of the row's last non-zero slice. Of the sign: those
+    neighbours' signs; the row with the left one's. Of the magnitude: those neighbours' sizes; the layer. The last position of
+    a slice with nothing before it needs no flag: the slice is known not to be zero.
     """
     d = q.shape[1]
     layers, most_rows = rows.size, rows.max()
     z_near = 4 * d
     z_layer = z_near + 9
-    z_row = z_layer + 4 * layers
-    z_last = z_row + most_rows
+    z_last = z_layer + 4 * layers
     s_near = z_last + 3 * d
-    s_last = s_near + 9
-    s_layer = s_last + 3 * d
-    s_row = s_layer + layers
+    s_row = s_near + 9
     m_near = s_row + 3 * most_rows - 1  # a magnitude's first decision uses the counter one further on
     m_layer = m_near + 16 * 9
-    m_place = m_layer + 16 * layers
-    counters = np.full(m_place + 16 * d + 1, FRESH, np.int32)
+    counters = np.full(m_layer + 16 * layers + 1, FRESH, np.int32)
     w = np.int64(START_WEIGHT)
-    w_zero, w_sign, w_size = (w, w, w, w, w), (w, w, w, w), (w, w, w)
+    w_zero, w_sign, w_size = (w, w, w, w), (w, w), (w, w)
     last = np.zeros(d, np.int64)
     at = 0
     for layer in range(layers):
         paid = _spent(ac)
-        counters[z_row:z_last] = FRESH
         counters[s_row : s_row + 3 * most_rows] = FRESH
         for o in range(rows[layer]):
             last[:] = 0
@@ -342,19 +326,14 @@ def _coefficients(q, flags, rows, cols, width, ac, io, cost):
                         nonzero, few = 1, min(count, 3)
                         if j < d - 1 or count > 0:
                             here, before = z_layer + 4 * layer + few, z_last + 3 * j + min(abs(last[j]), 2)
-                            ctx = (4 * j + few, z_near + near, here, z_row + o, before)
-                            nonzero, w_zero, ac = _decide5(np.int64(value != 0), ctx, w_zero, counters, ac, io)
+                            ctx = (4 * j + few, z_near + near, here, before)
+                            nonzero, w_zero, ac = _decide4(np.int64(value != 0), ctx, w_zero, counters, ac, io)
                         if nonzero:
                             count += 1
-                            side, above, before = np.sign(left) + 1, np.sign(up) + 1, np.sign(last[j]) + 1
-                            signs = (
-                                s_near + 3 * side + above,
-                                s_last + 3 * j + before,
-                                s_layer + layer,
-                                s_row + 3 * o + side,
-                            )
-                            negative, w_sign, ac = _decide4(np.int64(value < 0), signs, w_sign, counters, ac, io)
-                            sizes = (m_near + 16 * near, m_layer + 16 * layer, m_place + 16 * j)
+                            side, above = np.sign(left) + 1, np.sign(up) + 1
+                            signs = (s_near + 3 * side + above, s_row + 3 * o + side)
+                            negative, w_sign, ac = _decide2(np.int64(value < 0), signs, w_sign, counters, ac, io)
+                            sizes = (m_near + 16 * near, m_layer + 16 * layer)
                             size, w_size, ac = _magnitude(abs(value), *sizes, w_size, counters, ac, io)
                             value = -size if negative else size
                         else:
