@@ -55,7 +55,7 @@ def recipes(weights: str | None) -> dict[str, Recipe]:
     )  # fmt: skip
     resnet = Recipe(
         "cifar10_resnet20", functools.partial(trained_resnet20, weights), normalised_cifar10, epochs=4, batch=128,
-        lr=0.03, decoder_lr=1e-4, rest_lr=1e-3, lam_rate=1.5, lam_group=3.5, ramp=0.2, shift=4, flip=1, init="from_weights",
+        lr=0.03, decoder_lr=1e-4, rest_lr=1e-3, lam_rate=2.0, lam_group=2.5, ramp=0.2, shift=4, flip=1, init="from_weights",
         levels=2.0, channels_last=1,
     )  # fmt: skip
     return {"mnist_lenet5": lenet, "cifar10_resnet20": resnet}
