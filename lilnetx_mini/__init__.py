@@ -14,7 +14,12 @@ The modules of this level need NumPy and Numba alone and are meant to be read in
     model      what a file holds, as plain data
     lnx        the file
     conv       convolutions on arrays
+    simplify   channels that have no effect, taken out of a graph
+    sparse     convolution kernels that skip zeros
+    execute    the instructions of a planned network
+    plan       from a graph to instructions: where every value lies, what is fused
     runtime    running a decoded network
+    bench      timing it against other engines
 
 ``lilnetx_mini.nn`` holds the same ideas for torch, and is imported only when you ask for it.
 """

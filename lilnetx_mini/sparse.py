@@ -1,263 +1,526 @@
-"""A convolution that touches only the weights that are not zero.
+"""The convolution kernel: it touches only weights that are not zero.
 
-Every convolution becomes one list. Write each zero-padded input plane as one flat vector, row after row. A weight w of tap
-(ky, kx) that leads from input channel c to output channel o then means: add w times *the whole plane c, moved by a fixed
-offset*, to the whole plane o. So an output channel is a list of pairs (offset, weight), and its plane is
+**One list.** Write an input plane as one flat vector, row after row, with zeros between the rows and the planes wherever a
+neighbour may look past an edge. A weight w of tap (ky, kx) that leads from input channel c to output channel o then means: add
+w times *the whole plane c, moved by a fixed offset*, to the whole plane o. So an output plane is
 
-    out[p] = bias + sum over its pairs of weight * x[offset + p]        for every position p at once
+    out[p] = bias + sum over its weights of w * x[offset + p]        for every position p at once
 
-The columns past the end of each row hold garbage that is skipped on reading. A stride s splits the padded plane into s * s
-planes of every s-th row and column; each tap reads one of them, and the stride is gone. Dilation and groups change offsets
-alone. A zero weight has no pair: it costs nothing at all, and a zero slice leaves out its k * k pairs at once.
+and a weight that is zero has no entry in the output's list: it costs nothing. Dilation, groups and padding change offsets
+alone; a stride s splits the plane into s * s planes of every s-th row and column, each tap reads one of them, and the stride is
+gone.
 
-The kernel keeps 64 positions of one output plane in vector registers while it walks through the pairs: one load and one
-multiply-add for 16 results, and no store until the list ends. Numba cannot be talked into that from Python (it would keep
-the sums in memory), so the walk is written in LLVM's own language, in `_walk`; `walk` says the same in Python.
+**In registers.** A block of positions of one output stays in vector registers while its whole list is added to it. An entry is
+one multiply-add for each of them, whose input comes straight from the cache. Four such lists of equal length are walked in step
+where that hides how long one addition waits for the one before.
+
+**Three taps.** A row of a 3x3 kernel would read the same inputs three times, moved by one. Instead the block has three sums,
+one for each tap: an entry loads its inputs once and adds them to all three, and only the finished sums are moved and added up.
+The block loses its last two positions.
+
+**Four outputs.** Without taps in threes, loading is what takes the time. Where few weights are zero, four outputs share a list,
+zeros included, and every input is loaded once for the four.
+
+Which kernel a layer gets is decided by `expected`, from what each was measured to take on this machine. Numba would keep the
+sums in memory, so the kernels are written in LLVM's own language, `_walker`; `walk` says the same in Python.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .errors import InputError
 from .jit import njit
 
 Array = NDArray[np.float32]
 
-LANES = 16  # floats a vector; processors with shorter ones use two or four
-BLOCK = 4 * LANES  # positions of an output plane that stay in registers
-NEAR = 24 * 1024  # bytes of input that one pass may touch, so that they stay in the first-level cache
+
+def _machine() -> tuple[int, int]:
+    """Floats in a vector register, and how many registers there are."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, 32
+    return (8 if features.get("avx") else 4), (32 if platform.machine().lower() in ("arm64", "aarch64") else 16)
 
 
-def walk(x: Array, base: int, offsets: NDArray, weights: Array, start: int, end: int, out: Array, at: int, n: int) -> None:
-    """The kernel's specification: add pairs start .. end - 1 to n positions of a flat output plane.
+WIDTH, REGISTERS = _machine()
+LANES = 16  # distances of planes are multiples of this, so that vectors begin where cache lines do
+BLOCK = 128  # the most positions at a time, on any machine
+TAPS = (3, 2, 1)  # of an entry, in this order
+OUTPUTS = len(TAPS) + 2
+ROW = OUTPUTS + 4  # numbers in the table for a walk: first entry, last of each number of taps, first weight, four outputs
+NONE = 1 << 40  # where no residual is added
+WORTH = 2  # outputs that want a shared entry, on average, before sharing lists is considered: it saves loads, not sums
+FILLED = 8  # entries that a list should have in a pass; with fewer, it costs more to begin it than the near cache saves
+DENSITIES = 0.2, 0.8  # of the layers on which kernels are measured
 
-    x, out  flat float32; positions base .. base + n - 1 of the input's geometry go to at .. at + n - 1 of the output's
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of the kernels.
+
+    members  outputs that are walked together
+    shared   whether they have one list, or each its own, as long as the others'
+    vectors  of each output that stay in registers, at most
+    taps     of an entry, at most; each has a sum of its own
+    near     bytes of input that a pass over the channels may touch: what fits into the first-level cache, or the second
     """
-    for i in range(start, end):
-        source = base + offsets[i]
-        out[at : at + n] += weights[i] * x[source : source + n]
+
+    members: int
+    shared: bool
+    vectors: int
+    taps: int
+    near: int
+
+    @property
+    def lost(self) -> int:
+        """Positions at the end of a block that are not computed."""
+        return self.taps - 1
 
 
-def _walk(vectors: int):
-    """`walk` for n = LANES * vectors positions, all held in registers, as an intrinsic for compiled functions."""
+TRIPLES, SINGLE, STEP, SHARED = range(4)
+KERNELS = (
+    Kernel(1, False, 8 if REGISTERS == 32 else 4, 3, 384 * 1024),
+    Kernel(1, False, 8, 1, 384 * 1024),
+    Kernel(4, False, 4 if REGISTERS == 32 else 2, 1, 20 * 1024),
+    Kernel(4, True, 4 if REGISTERS == 32 else 2, 1, 20 * 1024),
+)
 
-    def signature_of(x, offsets, weights, out):
-        i8 = types.int64
-        return types.void(x, i8, offsets, weights, i8, i8, out, i8)
 
-    def generate(context, builder, signature, arguments):
-        _, base, _, _, start, end, _, at = arguments
-        number, index = ir.FloatType(), ir.IntType(64)
-        vector = ir.VectorType(number, LANES)
+def walk(kernel, arena, base, lists, t0, t1, b0, to, pitch, start, end, m0, v, n) -> None:
+    """The kernels' specification: the entries of one row of the table, added to n positions of its outputs.
 
-        def data(position):
-            return context.make_array(signature.args[position])(context, builder, arguments[position]).data
+    arena    flat float32: inputs, outputs, everything
+    base     where the first of the positions lies in the input's first plane
+    lists    (offsets, weights, table, bias, masks)
+    t0       table[t0:] is the row, see ROW. An entry has an offset, or one for each output where they have lists of their own;
+             then weights, first by tap, then by output. Tap t reads arena[base + offset + t : ... + n]
+    t1       the next row, whose outputs the processor may fetch already
+    b0       bias[b0 + o] is that of output o
+    to       where the first of the positions lies in the first output plane; planes are `pitch` apart
+    start    (residual, first): start from the bias, and from what lies `residual` further on (NONE: nothing), if this
+             is the first pass, or else from what is there
+    end      (last, lo, hi): if this is the last pass, clamp to [lo, hi] and put zeros where masks[m0:] is zero
+    v        vectors that hold n positions and those that are lost
+    """
+    (offsets, weights, table, bias, masks), (residual, first), (last, lo, hi) = lists, start, end
+    k = KERNELS[kernel]
+    outputs = table[t0 + OUTPUTS : t0 + OUTPUTS + k.members]
+    at = [to + o * pitch for o in outputs]
+    total = [np.full(n, bias[b0 + o], np.float32) if first else arena[a : a + n].copy() for o, a in zip(outputs, at, strict=True)]
+    if first and residual != NONE:
+        total = [x + arena[a + residual : a + residual + n] for x, a in zip(total, at, strict=True)]
+    entry, weight, each = table[t0], table[t0 + OUTPUTS - 1], 1 if k.shared else k.members
+    for loop, taps in enumerate(TAPS):
+        while entry < table[t0 + loop + 1]:
+            for t in range(taps):
+                for j in range(k.members):
+                    source = base + offsets[entry * each + j % each] + t
+                    total[j] = total[j] + weights[weight] * arena[source : source + n]
+                    weight += 1
+            entry += 1
+    for x, a in zip(total, at, strict=True):
+        arena[a : a + n] = np.where(masks[m0 : m0 + n], np.clip(x, lo, hi), 0) if last else x
 
-        def element(pointer, i, kind):
-            return builder.gep(pointer, [i], source_etype=kind)
 
-        def vector_at(pointer, i):
-            return builder.bitcast(element(pointer, i, number), vector.as_pointer())
+def _walker(kernel: int):
+    """`walk` of one kernel as an intrinsic for compiled functions.
 
-        def moved(i, k):
-            return builder.add(i, ir.Constant(index, k * LANES))
-
-        def everywhere(value):
-            lanes = ir.VectorType(ir.IntType(32), LANES)
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(lanes, [0] * LANES))
-
-        kind = ir.FunctionType(vector, [vector] * 3)
-        multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
-        x_data, offset_data, weight_data, out_data = data(0), data(2), data(3), data(6)
-        targets = [vector_at(out_data, moved(at, k)) for k in range(vectors)]
-        before = [builder.load(t, align=4, typ=vector) for t in targets]
-        entry, loop, done = builder.block, builder.append_basic_block("pair"), builder.append_basic_block("done")
-        builder.cbranch(builder.icmp_signed("<", start, end), loop, done)
-
-        builder.position_at_end(loop)
-        i = builder.phi(index)
-        sums = [builder.phi(vector) for _ in range(vectors)]
-        offset = builder.load(element(offset_data, i, ir.IntType(32)), typ=ir.IntType(32))
-        weight = everywhere(builder.load(element(weight_data, i, number), typ=number))
-        source = builder.add(base, builder.sext(offset, index))
-        inputs = [builder.load(vector_at(x_data, moved(source, k)), align=4, typ=vector) for k in range(vectors)]
-        after = [builder.call(multiply_add, [a, weight, b]) for a, b in zip(inputs, sums, strict=True)]
-        following = builder.add(i, ir.Constant(index, 1))
-        for phi, first, next_ in zip([i, *sums], [start, *before], [following, *after], strict=True):
-            phi.add_incoming(first, entry)
-            phi.add_incoming(next_, loop)
-        builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
-
-        builder.position_at_end(done)
-        results = [builder.phi(vector) for _ in range(vectors)]
-        for phi, first, last in zip(results, before, after, strict=True):
-            phi.add_incoming(first, entry)
-            phi.add_incoming(last, loop)
-        for phi, target in zip(results, targets, strict=True):
-            builder.store(phi, target, align=4)
-        return context.get_dummy_value()
-
+    n is what the kernel computes of the vectors' positions; of the last vector it may be fewer, where positions are lost.
+    """
     if config.DISABLE_JIT:
-        return lambda *arguments: walk(*arguments, LANES * vectors)
+        return functools.partial(walk, kernel)
 
     @intrinsic
-    def walked(typing, x, base, offsets, weights, start, end, out, at):
-        return signature_of(x, offsets, weights, out), generate
+    def walked(typing, arena, base, lists, t0, t1, b0, to, pitch, start, end, m0, v, n):
+        given = (arena, base, lists, t0, t1, b0, to, pitch, start, end, m0, v, n)
+        return types.void(*given), lambda *context: _choose(KERNELS[kernel], *context)
 
     return walked
 
 
-_walk1, _walk2, _walk3, _walk4 = (_walk(n) for n in (1, 2, 3, 4))
+def _choose(kernel: Kernel, context, b, signature, arguments):
+    """LLVM code of a call: a switch between the sizes that v may have."""
+    after, v = b.append_basic_block(), arguments[11]
+    sizes = [n for n in (8, 4, 2, 1) if n <= kernel.vectors]
+    blocks = {n: b.append_basic_block() for n in sizes}
+    switch = b.switch(v, blocks[1])
+    for n in sizes[:-1]:
+        switch.add_case(ir.Constant(v.type, n), blocks[n])
+    for n, block in blocks.items():
+        b.position_at_end(block)
+        _generate(kernel, n, context, b, signature, arguments)
+        b.branch(after)
+    b.position_at_end(after)
+    return context.get_dummy_value()
+
+
+def _generate(kernel: Kernel, vectors: int, context, b, signature, arguments) -> None:
+    """LLVM code of one size. Sums live in stack slots that LLVM turns into registers."""
+    _, base, lists, t0, t1, b0, to, pitch, begin, final, m0, _, n = arguments
+    residual, first = cgutils.unpack_tuple(b, begin)
+    last, lo, hi = cgutils.unpack_tuple(b, final)
+    real, index, small = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+    vector, flags = ir.VectorType(real, WIDTH), ir.VectorType(small, WIDTH)
+    nothing = ir.Constant(vector, ir.Undefined)
+    arrays = zip((signature.args[0], *signature.args[2]), (arguments[0], *cgutils.unpack_tuple(b, lists)), strict=True)
+    arena, offsets, weights, table, bias, mask = (context.make_array(t)(context, b, x).data for t, x in arrays)
+    tile = [(j, k) for j in range(kernel.members) for k in range(vectors)]
+    fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{WIDTH}f32")
+
+    def moved(i, by):
+        return b.add(i, ir.Constant(index, by))
+
+    def scalar(pointer, i, kind=real):
+        return b.load(b.gep(pointer, [i], source_etype=kind), typ=kind)
+
+    def number(pointer, i):
+        return b.sext(scalar(pointer, i, small), index)
+
+    def place(pointer, i, k, kind=vector):
+        return b.bitcast(b.gep(pointer, [moved(i, k * WIDTH)], source_etype=kind.element), kind.as_pointer())
+
+    def load(pointer, i, k, kind=vector):
+        return b.load(place(pointer, i, k, kind), align=4, typ=kind)
+
+    def shuffled(one, two, lanes):
+        return b.shuffle_vector(one, two, ir.Constant(ir.VectorType(small, WIDTH), lanes))
+
+    def everywhere(x):
+        unknown = ir.Constant(ir.VectorType(x.type, WIDTH), ir.Undefined)
+        return shuffled(b.insert_element(unknown, x, ir.Constant(small, 0)), unknown, [0] * WIDTH)
+
+    def position(t, j):
+        return b.add(to, b.mul(number(table, moved(t, OUTPUTS + j)), pitch))
+
+    def slots(value=None):
+        new = {jk: cgutils.alloca_once(b, vector) for jk in tile}
+        for slot in new.values() if value is not None else ():
+            b.store(value, slot)
+        return new
+
+    def begun(slot):
+        """Put into the slots what the sums start from."""
+        with b.if_else(first) as (starting, going_on):
+            with starting:
+                for j, k in tile:
+                    b.store(everywhere(scalar(bias, b.add(b0, number(table, moved(t0, OUTPUTS + j))))), slot[j, k])
+                with b.if_then(b.icmp_signed("!=", residual, ir.Constant(index, NONE))):
+                    for j, k in tile:
+                        more = load(arena, b.add(at[j], residual), k)
+                        b.store(b.fadd(b.load(slot[j, k], typ=vector), more), slot[j, k])
+            with going_on:
+                for j, k in tile:
+                    b.store(load(arena, at[j], k), slot[j, k])
+
+    def put(j, k, x):
+        if not kernel.lost or k + 1 < vectors:
+            b.store(x, place(arena, at[j], k), align=4)
+            return
+        lanes = ir.Constant(flags, [k * WIDTH + i for i in range(WIDTH)])
+        inside = b.icmp_signed("<", lanes, everywhere(b.trunc(n, small)))
+        pointer = place(arena, at[j], k)
+        types_ = [vector, pointer.type, small, inside.type]
+        store = ir.FunctionType(ir.VoidType(), types_)
+        masked = cgutils.get_or_insert_function(b.module, store, f"llvm.masked.store.v{WIDTH}f32.p0")
+        b.call(masked, [x, pointer, ir.Constant(small, 4), inside])
+
+    def fetch(i):
+        for k in range(0, vectors, max(1, LANES // WIDTH)):
+            arguments = [place(arena, i, k), *(ir.Constant(small, c) for c in (1, 3, 1))]  # to write to, soon, data
+            kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+            b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), arguments)
+
+    at = [position(t0, j) for j in range(kernel.members)]
+    soon = [position(t1, j) for j in range(kernel.members)]
+    with b.if_then(first):
+        for i in soon:
+            fetch(i)
+    with b.if_then(b.and_(first, b.icmp_signed("!=", residual, ir.Constant(index, NONE)))):
+        for i in soon:
+            fetch(b.add(i, residual))
+    zero = ir.Constant(vector, [0.0] * WIDTH)
+    sums = [slots(zero) for _ in range(kernel.taps)]
+    if not kernel.lost:
+        begun(sums[0])
+    entry = cgutils.alloca_once_value(b, number(table, t0))
+    weight = cgutils.alloca_once_value(b, number(table, moved(t0, OUTPUTS - 1)))
+    each = 1 if kernel.shared else kernel.members  # offsets of an entry
+    for loop, taps in enumerate(TAPS):
+        if taps > kernel.taps:
+            continue
+        end = number(table, moved(t0, loop + 1))
+        body, done = b.append_basic_block(), b.append_basic_block()
+        b.cbranch(b.icmp_signed("<", b.load(entry, typ=index), end), body, done)
+        b.position_at_end(body)
+        i, w = b.load(entry, typ=index), b.load(weight, typ=index)
+        offset = b.mul(i, ir.Constant(index, each))
+        sources = [b.add(base, number(offsets, moved(offset, j))) for j in range(each)]
+        factors = [everywhere(scalar(weights, moved(w, f))) for f in range(taps * kernel.members)]
+        for k in range(vectors):
+            x = [load(arena, source, k) for source in sources]
+            for f, factor in enumerate(factors):
+                slot = sums[f // kernel.members][f % kernel.members, k]
+                b.store(b.call(fma, [x[f % each], factor, b.load(slot, typ=vector)]), slot)
+        b.store(moved(w, taps * kernel.members), weight)
+        b.store(moved(i, 1), entry)
+        b.cbranch(b.icmp_signed("<", moved(i, 1), end), body, done)
+        b.position_at_end(done)
+    total = {jk: b.load(sums[0][jk], typ=vector) for jk in tile}
+    if kernel.lost:
+        for t in range(1, kernel.taps):
+            part = [b.load(sums[t][0, k], typ=vector) for k in range(vectors)] + [nothing]
+            for k in range(vectors):
+                total[0, k] = b.fadd(total[0, k], shuffled(part[k], part[k + 1], list(range(t, t + WIDTH))))
+        start = slots()
+        begun(start)
+        total = {jk: b.fadd(x, b.load(start[jk], typ=vector)) for jk, x in total.items()}
+    with b.if_else(last) as (ending, not_yet):
+        with ending:
+            low, high = everywhere(lo), everywhere(hi)
+            keep = [load(mask, m0, k, flags) for k in range(vectors)]
+            for (j, k), x in total.items():
+                x = b.select(b.fcmp_ordered("<", x, low), low, x)
+                x = b.select(b.fcmp_ordered(">", x, high), high, x)
+                put(j, k, b.bitcast(b.and_(b.bitcast(x, flags), keep[k]), vector))
+        with not_yet:
+            for (j, k), x in total.items():
+                put(j, k, x)
+
+
+_triples, _single, _step, _shared = (_walker(k) for k in range(len(KERNELS)))
+_MOST = np.array([WIDTH * k.vectors for k in KERNELS])
+_LOST = np.array([k.lost for k in KERNELS])
+_MEMBERS = np.array([k.members for k in KERNELS])
 
 
 @njit(nogil=True)
-def _convolve(x, offsets, weights, first, passes, bias, length, out):
-    """All output planes (outputs * length, flat) of one image; `first` has the pairs of every (pass, output channel)."""
-    outputs = bias.size
-    for o in range(outputs):
-        out[o * length : (o + 1) * length] = bias[o]
-    p = 0
-    while p < length:
-        n = min(64, length - p)
+def _block(kernel, left):
+    """Vectors and positions of the next block: the largest that fits, or whose last vector reaches over the end."""
+    n, lost = _MOST[kernel], _LOST[kernel]
+    while n > WIDTH and n - lost > left and (lost == 0 or left < n - WIDTH):
+        n //= 2
+    return n // WIDTH, min(n - lost, left)
+
+
+@njit(nogil=True)
+def convolve(arena, base, lists, t0, kernel, rows, passes, span, b0, to, pitch, length, residual, lo, hi, m0, part, parts):
+    """A number of output planes, or a thread's part of them. `lists` is (offsets, weights, table, bias, masks).
+
+    span    positions to go through with one list before the next, see `Lists`
+    length  positions of a plane, a multiple of LANES but for the kernel that loses some
+    """
+    walks = rows // _MEMBERS[kernel] * ROW
+    for begin in range(0, length, span):
+        stop = min(begin + span, length)
         for k in range(passes):
-            for o in range(outputs):
-                start, end, at = first[k * outputs + o], first[k * outputs + o + 1], o * length + p
-                if n == 64:
-                    _walk4(x, p, offsets, weights, start, end, out, at)
-                elif n == 48:
-                    _walk3(x, p, offsets, weights, start, end, out, at)
-                elif n == 32:
-                    _walk2(x, p, offsets, weights, start, end, out, at)
-                else:
-                    _walk1(x, p, offsets, weights, start, end, out, at)
-        p += n
-
-
-@njit(forceinline=True)
-def _copy(source, start, target, at, n):
-    """n numbers from one flat array to another; indices are unsigned, so that the loop becomes vector moves."""
-    for i in range(n):
-        target[np.uint64(at + i)] = source[np.uint64(start + i)]
-
-
-@njit(nogil=True)
-def _spread(image, shape, phases, stride, pad, rows, columns, plane, flat):
-    """One image, flat (C * H * W), into the planes of every phase; the padding is zero already and stays so."""
-    channels, height, width = shape
-    for n in range(phases.shape[0]):
-        shift = phases[n, 1] - pad[1]
-        low = max(0, -(shift // stride[1]))
-        high = min(columns, (width - 1 - shift) // stride[1] + 1)
-        for c in range(channels):
-            for y in range(rows):
-                row = y * stride[0] + phases[n, 0] - pad[0]
-                if 0 <= row < height:
-                    source = (c * height + row) * width + shift + low * stride[1]
-                    at = (n * channels + c) * plane + y * columns + low
-                    if stride[1] == 1:
-                        _copy(image, source, flat, at, high - low)
+            start, end, first = (residual, k == 0), (k == passes - 1, lo, hi), t0 + k * walks
+            for t in range(first + part * ROW, first + walks, parts * ROW):
+                p, t1 = begin, min(t + parts * ROW, first + walks - ROW)
+                while p < stop:
+                    v, n = _block(kernel, stop - p)
+                    x, y, m = base + p, to + p, m0 + p
+                    if kernel == TRIPLES:
+                        _triples(arena, x, lists, t, t1, b0, y, pitch, start, end, m, v, n)
+                    elif kernel == SINGLE:
+                        _single(arena, x, lists, t, t1, b0, y, pitch, start, end, m, v, n)
+                    elif kernel == STEP:
+                        _step(arena, x, lists, t, t1, b0, y, pitch, start, end, m, v, n)
                     else:
-                        for i in range(high - low):
-                            flat[np.uint64(at + i)] = image[np.uint64(source + i * stride[1])]
+                        _shared(arena, x, lists, t, t1, b0, y, pitch, start, end, m, v, n)
+                    p += n
 
 
-@njit(nogil=True)
-def _gather(planes, columns, length, size, out):
-    """The valid part of the flat output planes, as flat (O * H * W)."""
-    outputs, height, width = size
-    for o in range(outputs):
-        for y in range(height):
-            _copy(planes, o * length + y * columns, out, (o * height + y) * width, width)
+@dataclass(frozen=True)
+class Lists:
+    """What the kernel reads for some outputs of a layer.
 
-
-class SparseConv:
-    """A planned two-dimensional convolution for inputs of one size.
-
-    layer = SparseConv(w, bias, (C, H, W), stride=(2, 2), padding=(1, 1))
-    y = layer(x)                     # (N, C, H, W) float32 -> (N, O, *layer.size)
-
-    w         (O, C / groups, kh, kw) float32; zeros cost nothing
-    bias      (O,) or None
-    shape     (C, H, W) of one input
-    raises    InputError if the shapes do not fit together
+    offsets  (entries,) int32, weights (n,) float32, table (passes * lists * ROW,) int32: see `walk`
+    kernel   which
+    passes   over the input channels, and
+    span     positions at a time, so that what a pass reads stays in the cache
     """
 
-    def __init__(
-        self,
-        w: Array,
-        bias: Array | None,
-        shape: tuple[int, int, int],
-        stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] = (0, 0),
-        dilation: Sequence[int] = (1, 1),
-        groups: int = 1,
-    ) -> None:
-        w, (channels, height, width) = np.asarray(w, np.float32), shape
-        if w.ndim != 4 or groups < 1 or w.shape[1] * groups != channels or w.shape[0] % groups:
-            raise InputError(f"weights of shape {w.shape} in {groups} groups do not fit {channels} input channels")
-        outputs, kernel = w.shape[0], w.shape[2:]
-        padded = [n + 2 * p for n, p in zip((height, width), padding, strict=True)]
-        span = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        self.size = tuple((n - s) // t + 1 for n, s, t in zip(padded, span, stride, strict=True))
-        if min(self.size) < 1:
-            raise InputError(f"a kernel that spans {span} does not fit into {padded} pixels")
-        bias = np.zeros(outputs) if bias is None else np.asarray(bias)
-        if bias.shape != (outputs,):
-            raise InputError(f"a bias of shape {bias.shape} for {outputs} output channels")
-        self.shape, self.stride, self.pad = tuple(shape), np.array(stride), np.array(padding)
-        self.bias = np.ascontiguousarray(bias, np.float32)
-        taps = [(y * dilation[0], x * dilation[1]) for y in range(kernel[0]) for x in range(kernel[1])]
-        phases = sorted({(y % stride[0], x % stride[1]) for y, x in taps})
-        self.phases = np.array(phases, np.int64)
-        self.rows, self.columns = (-(-n // s) for n, s in zip(padded, stride, strict=True))
-        self.plane = -(-self.rows * self.columns // LANES) * LANES
-        self.length = -(-self.size[0] * self.columns // LANES) * LANES
-        step = [y // stride[0] * self.columns + x // stride[1] for y, x in taps]
-        at = [phases.index((y % stride[0], x % stride[1])) * channels * self.plane for y, x in taps]
-        self._list_pairs(w, np.add(step, at), groups, channels, len(phases))
-        # the last block of the last tap may look past the last plane
-        self._input = np.zeros(len(phases) * channels * self.plane + max(step) + self.length, np.float32)
-        self._output = np.empty(outputs * self.length, np.float32)
+    offsets: NDArray[np.int32]
+    weights: Array
+    table: NDArray[np.int32]
+    kernel: int
+    passes: int
+    span: int
 
-    def _list_pairs(self, w: Array, tap_offsets: NDArray, groups: int, channels: int, phases: int) -> None:
-        """Pairs sorted by pass, output channel, input channel and tap; a pass reads few enough channels to stay near."""
-        reach = BLOCK + int(tap_offsets.max()) % (channels * self.plane)
-        self.passes = max(1, math.ceil(channels * phases * min(reach, self.plane) * 4 / NEAR))
-        each = math.ceil(channels / self.passes)
-        o, c, y, x = np.nonzero(w)
-        weights, tap = w[o, c, y, x], y * w.shape[3] + x
-        c = c + o // (len(w) // groups) * w.shape[1]
-        order = np.lexsort((tap, c, o, c // each))
-        self.offsets = (c * self.plane + tap_offsets[tap])[order].astype(np.int32)
-        self.weights = weights[order]
-        counts = np.bincount((c // each) * len(w) + o, minlength=self.passes * len(w))
-        self.first = np.concatenate([[0], np.cumsum(counts)])
 
-    @property
-    def macs(self) -> int:
-        """Multiply-adds that one image really takes, zeros left out."""
-        return len(self.weights) * math.prod(self.size)
+@njit
+def _list(w, groups, members, runs, tap_at, pitch, each, counts, cursor, stride, offsets, weights):
+    """Count the entries of every (pass, list, loop) if `cursor` is empty, else write them where it points.
 
-    def __call__(self, x: Array) -> Array:
-        """(N, C, H, W) to (N, O, *size)."""
-        if x.ndim != 4 or x.shape[1:] != self.shape:
-            raise InputError(f"input of shape {x.shape}: this layer was planned for (N, {', '.join(map(str, self.shape))})")
-        x = np.ascontiguousarray(x, np.float32)
-        out = np.empty((len(x), len(self.bias), *self.size), np.float32)
-        geometry = self.rows, self.columns, self.plane
-        for image, result in zip(x, out, strict=True):
-            _spread(image.ravel(), self.shape, self.phases, self.stride, self.pad, *geometry, self._input)
-            lists = self.offsets, self.weights, self.first, self.passes
-            _convolve(self._input, *lists, self.bias, self.length, self._output)
-            _gather(self._output, self.columns, self.length, result.shape, result.ravel())
-        return out
+    w (O, C / groups, taps), `members` outputs share a list; runs (n, 3) taps whose offsets follow one another, filled up with -1
+    where they are fewer than three. Entries of a list are `stride` apart, and their weights.
+    """
+    outputs, into = w.shape[0], w.shape[1]
+    filling = cursor.size > 0
+    for row in range(0, outputs, members):
+        first = row // (outputs // groups) * into
+        for c in range(into):
+            k, g = (first + c) // each, row // members
+            for r in range(len(runs)):
+                loop = (runs[r] < 0).sum()
+                taps = runs[r, : 3 - loop]
+                wanted = False
+                for o in range(row, row + members):
+                    for t in taps:
+                        wanted |= w[o, c, t] != 0
+                if not wanted:
+                    continue
+                if not filling:
+                    counts[k, g, loop] += 1
+                    continue
+                entry, at = cursor[k, g, loop, 0], cursor[k, g, loop, 1]
+                offsets[entry] = (first + c) * pitch + tap_at[taps[0]]
+                for t in taps:
+                    for o in range(row, row + members):
+                        weights[at] = w[o, c, t]
+                        at += stride
+                cursor[k, g, loop, 0], cursor[k, g, loop, 1] = entry + stride, at
+
+
+def _runs(tap_at: NDArray) -> NDArray[np.int64]:
+    """Taps in threes and twos where their offsets follow one another, the others alone: (n, 3), filled up with -1."""
+    sequence, runs = list(np.argsort(tap_at, kind="stable")), []
+    while sequence:
+        n = next(n for n in TAPS if len(sequence) >= n and (np.diff(tap_at[sequence[:n]]) == 1).all())
+        runs.append([*sequence[:n], -1, -1][:3])
+        del sequence[:n]
+    return np.array(runs, np.int64)
+
+
+def make_lists(
+    w: Array, groups: int, tap_at: NDArray, pitch: int, length: int, kernel: int | None = None, near: int | None = None
+) -> Lists:
+    """Sort a layer's weights for a kernel.
+
+    w        (O, C / groups, taps) float32
+    tap_at   (taps,) where a tap looks, from the position that it contributes to; groups * C planes further on, if it reads
+             other ones than the first
+    pitch    distance of input planes
+    length   positions of a plane
+    kernel   one of KERNELS; by default what should take less time
+    near     bytes of input that one pass may touch, if not what the kernel says
+    """
+    tap_at = np.asarray(tap_at, np.int64)
+    runs = _runs(tap_at)
+    if kernel is not None:
+        choice = [kernel]
+    elif (runs[:, 1] >= 0).any():
+        choice = [TRIPLES]
+    else:
+        choice = [STEP, *[SHARED] * (len(w) // groups % 4 == 0)] if len(w) % 4 == 0 else [SINGLE]
+    counted = {k: _count(w, groups, KERNELS[k], runs, tap_at, pitch, near) for k in choice}
+    kernel = choice[0]
+    if len(choice) > 1:
+        alone, shared = (counted[k][0] for k in (STEP, SHARED))
+        if alone.sum() >= WORTH * shared.sum() and expected(SHARED, shared) < expected(STEP, alone):
+            kernel = SHARED
+    counts, arguments = counted[kernel]
+    k, passes = KERNELS[kernel], len(counts)
+    together = 1 if k.shared else k.members  # lists that are walked in step
+    sequence = np.argsort(counts.sum(-1), axis=1, kind="stable")  # equal lengths in a row: branches are foreseen
+    longest = np.take_along_axis(counts, sequence[..., None], 1).reshape(passes, -1, together, len(TAPS)).max(2)
+    numbers = longest * k.members * np.array(TAPS)
+    ends, heaps = np.cumsum(longest).reshape(longest.shape), np.cumsum(numbers).reshape(longest.shape)
+    starts = np.stack([ends - longest, heaps - numbers], -1)  # (passes, walks, loops, 2)
+    cursor = np.repeat(starts * np.array([together, 1]), together, 1)
+    cursor += np.tile(np.arange(together), starts.shape[1])[:, None, None]
+    ordered = np.zeros_like(cursor)
+    np.put_along_axis(ordered, sequence[..., None, None], cursor, 1)
+    offsets, weights = np.zeros(ends.flat[-1] * together, np.int32), np.zeros(heaps.flat[-1], np.float32)
+    _list(*arguments, counts, ordered, together, offsets, weights)
+    outputs = sequence.reshape(passes, -1, together)
+    outputs = outputs * k.members + np.arange(k.members) if k.shared else outputs
+    table = np.zeros((*longest.shape[:2], ROW), np.int32)
+    table[..., 0], table[..., OUTPUTS - 1] = starts[..., 0, 0], starts[..., 0, 1]
+    table[..., 1 : OUTPUTS - 1] = ends
+    table[..., OUTPUTS : OUTPUTS + k.members] = outputs
+    block = int(_MOST[kernel] - _LOST[kernel])
+    planes = w.shape[1] * groups * (1 + max(0, int(tap_at.max())) // (w.shape[1] * groups * pitch)) // passes
+    span = max(1, (near or k.near) // (4 * planes) // block) * block
+    return Lists(offsets, weights, table.ravel(), kernel, passes, span)
+
+
+def _count(
+    w: Array, groups: int, kernel: Kernel, runs: NDArray, tap_at: NDArray, pitch: int, near: int | None
+) -> tuple[NDArray, tuple]:
+    """Entries of every (pass, list, loop), and the arguments of `_list` that led to them."""
+    channels, members = w.shape[1] * groups, kernel.members if kernel.shared else 1
+    span = min(int(tap_at.max() - tap_at.min()), pitch) + WIDTH * kernel.vectors
+    each = max(1, min(channels, (near or kernel.near) // (4 * span)))
+    if not near and not kernel.shared:
+        density = np.count_nonzero(w) / w.size
+        each = max(each, min(channels, int(FILLED / max(density, 1e-9)), KERNELS[SINGLE].near // (4 * span)))
+    each = -(-channels // -(-channels // each))
+    counts = np.zeros((-(-channels // each), len(w) // members, len(TAPS)), np.int64)
+    arguments = w, groups, members, runs, tap_at, pitch, each
+    _list(*arguments, counts, np.zeros((0, 0, 0, 0), np.int64), 1, np.zeros(0, np.int32), np.zeros(0, np.float32))
+    return counts, arguments
+
+
+def expected(kernel: int, counts: NDArray) -> float:
+    """Nanoseconds a position that STEP or SHARED should take here for a layer: counts (passes, lists, loops) of entries."""
+    entry, fixed = measured()[kernel]
+    return (counts.sum() * entry + counts[..., 0].size * fixed) / float(_MOST[kernel])
+
+
+@functools.cache
+def measured() -> dict[int, tuple[float, float]]:
+    """Nanoseconds of an entry and of a list, of each kernel for single taps, timed here and now on two made-up layers.
+
+    One round counts, the fastest: a machine that does other things as well is slow now and then, for longer than a round.
+    """
+    if config.DISABLE_JIT:  # nothing to tell apart
+        return {STEP: (1.0, 1.0), SHARED: (1.0, 1.0)}
+    calls = {(kernel, density): _trial(kernel, density) for kernel in (STEP, SHARED) for density in DENSITIES}
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(40):
+        times = {}
+        for key, (call, _, _) in calls.items():
+            start = time.perf_counter_ns()
+            call()
+            times[key] = time.perf_counter_ns() - start
+        best = min(best, times, key=lambda t: sum(t.values()))
+    out = {}
+    for kernel in (STEP, SHARED):
+        rows = [(*calls[kernel, density][1:], best[kernel, density]) for density in DENSITIES]
+        (e0, l0, t0), (e1, l1, t1) = rows
+        entry = max(0.01, (t1 / l1 - t0 / l0) / (e1 / l1 - e0 / l0))
+        out[kernel] = entry, max(0.01, (t0 - e0 * entry) / l0)
+    return out
+
+
+def _trial(kernel: int, density: float) -> tuple[Callable[[], None], int, int]:
+    """A layer of so many of 64 x 512 weights on 256 positions, and the numbers of entries and lists, times blocks."""
+    k, outputs, channels, length, pitch = KERNELS[kernel], 64, 512, 256, 256 + 4 * LANES
+    rng = np.random.default_rng(0)
+    w = (rng.random((outputs, channels, 1)) < density).astype(np.float32)
+    made = make_lists(w, 1, np.zeros(1, np.int64), pitch, length, kernel)
+    counts = _count(w, 1, k, np.array([[0, -1, -1]]), np.zeros(1, np.int64), pitch, None)[0]
+    arena = np.zeros((channels + outputs) * pitch + BLOCK, np.float32)
+    numbers = made.offsets, made.weights, made.table, np.zeros(outputs, np.float32), np.full(length + BLOCK, -1, np.int32)
+    low, high, to = np.float32(-np.inf), np.float32(np.inf), channels * pitch
+
+    def call() -> None:
+        convolve(
+            arena, 0, numbers, 0, kernel, outputs, made.passes, made.span, 0, to, pitch, length, NONE, low, high, 0, 0, 1
+        )  # fmt: skip
+
+    blocks = length // int(_MOST[kernel])
+    return call, blocks * int(counts.sum()), blocks * counts[..., 0].size

@@ -282,7 +282,8 @@ def test_a_runtime_that_disagrees_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m.lnx"
     path.write_bytes(b"old")
     compressor = lx.reparameterize(models.digits_resnet())
-    monkeypatch.setitem(__import__("lilnetx_mini").conv.ACTIVATIONS, "relu", lambda x: np.maximum(x, 0.01))
+    right = runtime.Network.__call__
+    monkeypatch.setattr(runtime.Network, "__call__", lambda self, x: right(self, x) + 0.01)
     with pytest.raises(ExportError, match="differ by"):
         compressor.save(path, torch.zeros(2, 1, 8, 8))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["m.lnx"]
