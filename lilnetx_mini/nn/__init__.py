@@ -15,6 +15,7 @@ except ImportError as e:
     raise MissingExtraError("torch", "train") from e
 
 from .compressor import Compressor, Penalty, reparameterize
-from .export import load_into, save
+from .export import capture, load_into, save
+from .shrink import shrink, shrunk_summary
 
-__all__ = ["Compressor", "Penalty", "load_into", "reparameterize", "save"]
+__all__ = ["Compressor", "Penalty", "capture", "load_into", "reparameterize", "save", "shrink", "shrunk_summary"]

@@ -173,6 +173,30 @@ def _try(model: nn.Module, example: Tensor) -> None:
         raise ExportError(message + "; nothing was written") from None
 
 
+def capture(module: nn.Module, example_input: Tensor) -> lnx.Model:
+    """A network as it is, uncompressed, as a file's model: for the runtime, for ONNX, for `lnx.write`.
+
+    module         in eval mode or not: it is captured in eval mode, and left as it was
+    example_input  one batch as the network takes it
+    raises         ExportError if the network does not take the example, UnsupportedOpError for an operation without counterpart
+
+    net = runtime.Network(nn.capture(model, x))
+    """
+    if any(parametrize.is_parametrized(m) for m in module.modules()):
+        raise InputError("the module is parametrised: save its compressor, or capture the network that nn.load_into returns")
+    plain = copy.deepcopy(module).cpu().float().eval()
+    example = _example(example_input)
+    _try(plain, example)
+    others = _other_tensors(plain, set(), 8)
+    raws = [lnx.Raw(f"{t.name}.{t.role}" if t.role in ("scale", "shift") else t.name, np.float32(t.values)) for t in others]
+    numbers = {raw.name: i + 1 for i, raw in enumerate(raws)}
+    tensors = {id(t): name for name, t in plain.state_dict(keep_vars=True).items() if name in numbers}
+    for name, t in plain.named_parameters(remove_duplicate=False):
+        if name not in numbers and id(t) in tensors:
+            numbers[name] = numbers[tensors[id(t)]]
+    return lnx.Model([], [], raws=raws, graph=trace(plain, example, numbers))
+
+
 def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: int = 8) -> tuple[lnx.Model, nn.Module]:
     """The network as the file's model, and a plain eval-mode copy of the module."""
     plain = plain_copy(compressor).cpu().float()

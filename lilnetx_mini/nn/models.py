@@ -1,10 +1,23 @@
-"""Networks of the tutorials and the paper."""
+"""Networks of the tutorials and the paper, and those that people compare with on ImageNet.
+
+The ImageNet ones have torchvision's names in their state dicts: ``model.load_state_dict(torch.load("resnet50-11ad3fa6.pth"))``
+puts one of its checkpoints into them. No weights come with this package.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def _start(model: nn.Module) -> None:
+    """Random weights of convolutions as He et al. (2015) draw them, by the number of outputs; their biases zero."""
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out")
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
 
 
 class Block(nn.Module):
@@ -48,9 +61,7 @@ class CifarResNet(nn.Module):
                 into = out
         self.blocks = nn.Sequential(*stages)
         self.linear = nn.Linear(into, classes)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out")
+        _start(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to (N, classes) logits."""
@@ -81,6 +92,259 @@ def lenet5() -> nn.Module:
         nn.ReLU(),
         nn.Linear(500, 10),
     )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; the shortcut has a 1x1 convolution where shapes change (option B of He et al. 2016)."""
+
+    expansion = 1
+
+    def __init__(self, into: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(into, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(into, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, into, H, W) to (N, width, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1 to `width` channels, 3x3 with the stride, 1x1 to four times as many; shortcut as in `BasicBlock`."""
+
+    expansion = 4
+
+    def __init__(self, into: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(into, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.downsample = _shortcut(into, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, into, H, W) to (N, 4 * width, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+def _shortcut(into: int, out: int, stride: int) -> nn.Module:
+    if stride == 1 and into == out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+
+class ResNet(nn.Module):
+    """The residual networks of He et al. (2016) for ImageNet, in torchvision's layout and with its state-dict names.
+
+    block   BasicBlock or Bottleneck, whose stride is in the 3x3 convolution ("v1.5")
+    depths  number of blocks in each of the four stages, of 64, 128, 256 and 512 channels (times block.expansion)
+    """
+
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        into = 64
+        for k, depth in enumerate(depths):
+            stage = []
+            for b in range(depth):
+                stage.append(block(into, 64 * 2**k, 2 if k > 0 and b == 0 else 1))
+                into = 64 * 2**k * block.expansion
+            setattr(self, f"layer{k + 1}", nn.Sequential(*stage))
+        self.fc = nn.Linear(into, classes)
+        _start(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W), usually 224 x 224, to (N, classes) logits."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def resnet18(classes: int = 1000) -> ResNet:
+    """11,689,512 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), classes)
+
+
+def resnet34(classes: int = 1000) -> ResNet:
+    """21,797,672 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), classes)
+
+
+def resnet50(classes: int = 1000) -> ResNet:
+    """25,557,032 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), classes)
+
+
+def _eighths(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, but not less than nine tenths: how MobileNets round."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _unit(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act=None, **norm) -> nn.Sequential:
+    """Convolution, batch norm and, if given, an activation: (N, into, H, W) to (N, out, H / stride, W / stride)."""
+    conv = nn.Conv2d(into, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out, **norm), *([act()] if act else []))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1x1 to `inner` channels, 3x3 depthwise, 1x1 back without activation; a sum where shapes agree."""
+
+    def __init__(self, into: int, inner: int, out: int, stride: int) -> None:
+        super().__init__()
+        wide = [_unit(into, inner, 1, act=nn.ReLU6)] if inner != into else []
+        deep = _unit(inner, inner, 3, stride, groups=inner, act=nn.ReLU6)
+        self.conv = nn.Sequential(*wide, deep, *_unit(inner, out, 1))
+        self.residual = stride == 1 and into == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, into, H, W) to (N, out, H / stride, W / stride)."""
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+# channels, blocks, stride of the first; all but the first row expand to six times as many channels inside
+MOBILENET_V2 = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al. 2018), in torchvision's layout and with its state-dict names.
+
+    width  multiplies all channels, those of the last convolution only if it is above 1
+    """
+
+    def __init__(self, width: float, classes: int) -> None:
+        super().__init__()
+        into, last = _eighths(32 * width), _eighths(1280 * max(1.0, width))
+        layers = [_unit(3, into, 3, 2, act=nn.ReLU6)]
+        for row, (channels, blocks, stride) in enumerate(MOBILENET_V2):
+            out = _eighths(channels * width)
+            for b in range(blocks):
+                layers.append(InvertedResidual(into, into * (6 if row else 1), out, stride if b == 0 else 1))
+                into = out
+        self.features = nn.Sequential(*layers, _unit(into, last, 1, act=nn.ReLU6))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
+        _start(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W), usually 224 x 224, to (N, classes) logits."""
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def mobilenet_v2(width: float = 1.0, classes: int = 1000) -> MobileNetV2:
+    """3,504,872 parameters at width 1. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return MobileNetV2(width, classes)
+
+
+class SqueezeExcite(nn.Module):
+    """A gate between 0 and 1 for every channel, computed from the means of all (Hu et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, _eighths(channels // 4), 1)
+        self.fc2 = nn.Conv2d(_eighths(channels // 4), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) to the same."""
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return x * F.hardsigmoid(gate)
+
+
+class GatedResidual(nn.Module):
+    """MobileNetV3's block: `InvertedResidual` with any kernel and activation, and with a `SqueezeExcite` if `gated`."""
+
+    def __init__(
+        self, into: int, inner: int, out: int, kernel: int, stride: int, gated: bool, act: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        wide = [_unit(into, inner, 1, act=act, **V3_NORM)] if inner != into else []
+        deep = _unit(inner, inner, kernel, stride, groups=inner, act=act, **V3_NORM)
+        gate = [SqueezeExcite(inner)] if gated else []
+        self.block = nn.Sequential(*wide, deep, *gate, _unit(inner, out, 1, **V3_NORM))
+        self.residual = stride == 1 and into == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, into, H, W) to (N, out, H / stride, W / stride)."""
+        return x + self.block(x) if self.residual else self.block(x)
+
+
+V3_NORM = {"eps": 0.001, "momentum": 0.01}
+# kernel, channels inside, channels, squeeze-excite, hard-swish (else ReLU), stride (Howard et al. 2019, tables 1 and 2)
+MOBILENET_V3_LARGE = (
+    (3, 16, 16, False, False, 1),
+    (3, 64, 24, False, False, 2),
+    (3, 72, 24, False, False, 1),
+    (5, 72, 40, True, False, 2),
+    (5, 120, 40, True, False, 1),
+    (5, 120, 40, True, False, 1),
+    (3, 240, 80, False, True, 2),
+    (3, 200, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 480, 112, True, True, 1),
+    (3, 672, 112, True, True, 1),
+    (5, 672, 160, True, True, 2),
+    (5, 960, 160, True, True, 1),
+    (5, 960, 160, True, True, 1),
+)
+MOBILENET_V3_SMALL = (
+    (3, 16, 16, True, False, 2),
+    (3, 72, 24, False, False, 2),
+    (3, 88, 24, False, False, 1),
+    (5, 96, 40, True, True, 2),
+    (5, 240, 40, True, True, 1),
+    (5, 240, 40, True, True, 1),
+    (5, 120, 48, True, True, 1),
+    (5, 144, 48, True, True, 1),
+    (5, 288, 96, True, True, 2),
+    (5, 576, 96, True, True, 1),
+    (5, 576, 96, True, True, 1),
+)
+
+
+class MobileNetV3(nn.Module):
+    """MobileNetV3 (Howard et al. 2019), in torchvision's layout and with its state-dict names.
+
+    rows  MOBILENET_V3_LARGE or MOBILENET_V3_SMALL
+    last  width of the dense layer before the classes
+    """
+
+    def __init__(self, rows: tuple[tuple, ...], last: int, classes: int) -> None:
+        super().__init__()
+        into = 16
+        layers: list[nn.Module] = [_unit(3, into, 3, 2, act=nn.Hardswish, **V3_NORM)]
+        for kernel, inner, out, gated, hard, stride in rows:
+            act = nn.Hardswish if hard else nn.ReLU
+            layers.append(GatedResidual(into, inner, out, kernel, stride, gated, act))
+            into = out
+        self.features = nn.Sequential(*layers, _unit(into, 6 * into, 1, act=nn.Hardswish, **V3_NORM))
+        self.classifier = nn.Sequential(
+            nn.Linear(6 * into, last), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(last, classes)
+        )
+        _start(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W), usually 224 x 224, to (N, classes) logits."""
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def mobilenet_v3_small(classes: int = 1000) -> MobileNetV3:
+    """2,542,856 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return MobileNetV3(MOBILENET_V3_SMALL, 1024, classes)
+
+
+def mobilenet_v3_large(classes: int = 1000) -> MobileNetV3:
+    """5,483,032 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return MobileNetV3(MOBILENET_V3_LARGE, 1280, classes)
 
 
 def count_bytes(model: nn.Module) -> int:

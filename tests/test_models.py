@@ -1,0 +1,191 @@
+"""The networks of `nn.models`: published sizes and work, torchvision's names, and a graph that computes the same."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+
+from lilnetx_mini import nn as lx
+from lilnetx_mini.model import Model, Raw
+from lilnetx_mini.nn import models
+from lilnetx_mini.nn.export import fold_norm
+from lilnetx_mini.nn.trace import trace
+from lilnetx_mini.runtime import Network
+from lilnetx_mini.simplify import layer_macs
+
+# parameters and multiply-adds, as torchvision publishes them (ResNet-20: He et al. 2016, table 6); entries of the state
+# dict with torchvision's names; and side of the image
+PUBLISHED = {
+    "cifar_resnet20": (0.27e6, 40.6e6, 116, 32),
+    "resnet18": (11_689_512, 1.81e9, 122, 224),
+    "resnet34": (21_797_672, 3.66e9, 218, 224),
+    "resnet50": (25_557_032, 4.09e9, 320, 224),
+    "mobilenet_v2": (3_504_872, 0.30e9, 314, 224),
+    "mobilenet_v3_small": (2_542_856, 0.0565e9, 244, 224),
+    "mobilenet_v3_large": (5_483_032, 0.217e9, 312, 224),
+}
+TRACED = (
+    "cifar_resnet20",
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+)  # the others are made of the same
+# Names in torchvision's checkpoints, with shapes: one of every kind of layer.
+NAMES = {
+    "resnet18": {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.running_var": (64,),
+        "layer1.1.conv2.weight": (64, 64, 3, 3),
+        "layer2.0.downsample.0.weight": (128, 64, 1, 1),
+        "layer4.0.downsample.1.bias": (512,),
+        "fc.bias": (1000,),
+    },
+    "resnet50": {
+        "layer1.0.conv1.weight": (64, 64, 1, 1),
+        "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+        "layer2.0.conv2.weight": (128, 128, 3, 3),
+        "layer3.5.conv3.weight": (1024, 256, 1, 1),
+        "layer4.2.bn3.weight": (2048,),
+        "fc.weight": (1000, 2048),
+    },
+    "mobilenet_v2": {
+        "features.0.0.weight": (32, 3, 3, 3),
+        "features.1.conv.0.0.weight": (32, 1, 3, 3),
+        "features.1.conv.1.weight": (16, 32, 1, 1),
+        "features.1.conv.2.bias": (16,),
+        "features.2.conv.0.1.running_mean": (96,),
+        "features.17.conv.2.weight": (320, 960, 1, 1),
+        "features.18.1.weight": (1280,),
+        "classifier.1.weight": (1000, 1280),
+    },
+    "mobilenet_v3_small": {
+        "features.1.block.0.0.weight": (16, 1, 3, 3),
+        "features.1.block.1.fc1.bias": (8,),
+        "features.1.block.2.1.weight": (16,),
+        "features.4.block.1.0.weight": (96, 1, 5, 5),
+        "features.11.block.2.fc2.weight": (576, 144, 1, 1),
+        "features.12.0.weight": (576, 96, 1, 1),
+        "classifier.0.weight": (1024, 576),
+        "classifier.3.weight": (1000, 1024),
+    },
+    "mobilenet_v3_large": {
+        "features.1.block.1.0.weight": (16, 16, 1, 1),
+        "features.6.block.2.fc1.weight": (32, 120, 1, 1),
+        "features.8.block.1.0.weight": (200, 1, 3, 3),
+        "features.16.1.running_var": (960,),
+        "classifier.0.bias": (1280,),
+    },
+}
+
+
+@torch.no_grad()
+def settle(model, side=64):
+    """Give norm layers weights of their own and the statistics of a random batch, so that signals neither grow nor fade."""
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.weight.uniform_(0.5, 1.5)
+            m.bias.normal_(0, 0.3)
+            m.momentum = None  # the plain average
+    model.train()(torch.randn(4, 3, side, side))
+    return model.eval()
+
+
+@cache
+def built(name):
+    torch.manual_seed(0)
+    return settle(getattr(models, name)())
+
+
+@cache
+def traced(name):
+    """The graph for images of 64 px, and its tensors."""
+    model = built(name)
+    tensors = {key: t.numpy() for key, t in model.state_dict().items()}
+    for key, m in model.named_modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            tensors[f"{key}.scale"], tensors[f"{key}.shift"] = (x.astype(np.float32) for x in fold_norm(m))
+    graph = trace(model, torch.zeros(2, 3, 64, 64), {key: n + 1 for n, key in enumerate(tensors)})
+    return graph, list(tensors.values())
+
+
+def assert_same(network, module, x):
+    with torch.no_grad():
+        want = module(x).numpy()
+    assert np.abs(want[0] - want[1]).max() > 0.01 * np.abs(want).max()  # the image matters
+    assert np.abs(network(x.numpy()) - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_have_the_published_number_of_parameters(name):
+    count = sum(p.numel() for p in built(name).parameters())
+    if name == "cifar_resnet20":  # published as rounded
+        assert round(count / 1e6, 2) == 0.27
+    else:
+        assert count == PUBLISHED[name][0]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_do_the_published_work(name):
+    _, published, _, side = PUBLISHED[name]
+    with torch.device("meta"):
+        model, work = getattr(models, name)(), []
+        for m in model.modules():
+            if isinstance(m, torch.nn.Conv2d | torch.nn.Linear):
+                m.register_forward_hook(lambda m, x, y: work.append(m.weight[0].numel() * y.numel()))
+        model.eval()(torch.empty(1, 3, side, side))
+    assert sum(work) == pytest.approx(published, rel=0.01)
+    if name in TRACED:
+        graph, tensors = traced(name)
+        assert layer_macs(replace(graph, input_shape=(3, side, side)), tensors) == work
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dicts_have_the_names_and_shapes_of_torchvision(name):
+    state = built(name).state_dict()
+    assert {key: tuple(state[key].shape) for key in NAMES[name]} == NAMES[name]
+    assert len(state) == PUBLISHED[name][2]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_graphs_compute_what_torch_computes(name):
+    graph, tensors = traced(name)
+    network = Network(Model([], [], raws=[Raw(str(n), t) for n, t in enumerate(tensors)], graph=graph))
+    assert_same(network, built(name), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+
+
+def test_the_stride_of_a_bottleneck_is_in_its_3x3():
+    strides = {n: m.stride for n, m in built("resnet50").layer2[0].named_children() if hasattr(m, "stride")}
+    assert strides == {"conv1": (1, 1), "conv2": (2, 2), "conv3": (1, 1)}
+
+
+# Table of the authors' checkpoints: millions of parameters, norm layers left out.
+@pytest.mark.parametrize("width,published", [(0.35, 1.66), (0.5, 1.95), (0.75, 2.61), (1.3, 5.34), (1.4, 6.06)])
+def test_the_width_of_mobilenet_v2_rounds_channels_as_its_authors_do(width, published):
+    with torch.device("meta"):
+        model = models.mobilenet_v2(width)
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert round(sum(p.numel() for m in layers for p in m.parameters()) / 1e6, 2) == published
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(models.ResNet, models.BasicBlock, (1, 1, 1, 1)),  # half of ResNet-18, for speed
+        partial(models.mobilenet_v2, 0.25),
+        models.mobilenet_v3_small,
+    ],
+    ids=["resnet10", "mobilenet_v2", "mobilenet_v3_small"],
+)
+def test_compressed_networks_are_stored_with_a_graph_that_computes_the_same(make, tmp_path):
+    torch.manual_seed(0)
+    compressor = lx.reparameterize(make(classes=10))
+    for w in compressor.weights:
+        w.latents.data[torch.rand(len(w.latents)) < 0.8] = 0  # as training would, and faster to code
+    settle(compressor.model)
+    x = torch.randn(2, 3, 64, 64)
+    assert compressor.save(tmp_path / "m.lnx", x).note == ""
+    network, module = Network.load(tmp_path / "m.lnx"), lx.load_into(make(classes=10).eval(), tmp_path / "m.lnx")
+    assert_same(network, module, x)
