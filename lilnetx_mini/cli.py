@@ -1,4 +1,4 @@
-"""The command line: ``lilnetx train | info | evaluate | predict``."""
+"""The command line: ``lilnetx train | info | evaluate | predict | bench | export``."""
 
 from __future__ import annotations
 
@@ -149,6 +149,78 @@ def predict(
         typer.echo(f"class {classes[0]}   (largest outputs: {', '.join(f'{k}: {outputs[0][k]:.2f}' for k in best)})")
     else:
         typer.echo(" ".join(map(str, classes)))
+
+
+@app.command(epilog="Example: lilnetx bench model.lnx --layers --plot speed.png")
+def bench(
+    file: FileArgument,
+    batch: Annotated[int, typer.Option(min=1, help="images in a call")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="threads of every engine")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="how often each engine is timed; medians are shown")] = 41,
+    layers: Annotated[bool, typer.Option("--layers", help="show milliseconds and multiply-adds of every layer too")] = False,
+    plot: Annotated[Path | None, typer.Option(help="write bars of both to an image file")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a file's network on this machine: on its sparse weights, on dense ones, and in onnxruntime if it is installed."""
+    from . import bench as timing
+    from . import lnx
+    from .provenance import circumstances
+    from .runtime import Network
+
+    model = lnx.read(file)
+    network = Network(model, threads)
+    rows = timing.measure(model, batch, threads, runs)
+    profile = network.profile(timing.noise(model, 1)) if network.plan and (layers or plot or as_json) else []
+    if plot:
+        from . import plots
+
+        plots.speed(rows, profile, f"{file.name}, batch {batch}, {threads} thread{'s' * (threads > 1)}", plot)
+    if as_json:
+        made = {"batch": batch, "threads": threads, "engines": [asdict(r) for r in rows]}
+        typer.echo(json.dumps({**made, "layers": [asdict(t) for t in profile], "made": circumstances()}))
+        return
+    slowest = max(r.milliseconds for r in rows)
+    typer.echo(f"{file}: batch {batch}, {threads} thread{'s' * (threads > 1)}, medians of {runs}")
+    for r in rows:
+        bar = "█" * max(1, round(40 * r.milliseconds / slowest))
+        typer.echo(f"  {r.name:20}{r.milliseconds:10.3f} ms{r.milliseconds / rows[0].milliseconds:7.2f} x  {bar}")
+    if len(rows) == 2:
+        typer.echo("  (pip install onnx onnxruntime: then they are compared with it as well)")
+    if network.note:
+        typer.echo(f"  the reference operations run this network: {network.note}")
+    if layers and profile:
+        typer.echo(f"\n{profile}")
+
+
+@app.command(epilog="Example: lilnetx export model.lnx --onnx model.onnx")
+def export(
+    file: FileArgument,
+    out: Annotated[Path | None, typer.Argument(help="where to write [default: FILE with another suffix]")] = None,
+    as_onnx: Annotated[bool, typer.Option("--onnx", help="the format: ONNX, the only one so far")] = False,
+    keep_channels: Annotated[
+        bool, typer.Option("--keep-channels", help="keep the channels that have no effect")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a file's network in a format that other programs run; an older file of that name is replaced."""
+    if not as_onnx:
+        raise InputError(f"export to what? ONNX is the only format so far: lilnetx export {file} --onnx")
+    from .onnx_export import export as to_file
+
+    done = to_file(file, out or file.with_suffix(".onnx"), shrink=not keep_channels)
+    if as_json:
+        typer.echo(json.dumps(done))
+        return
+    typer.echo(f"{file}: {done['source_bytes']:,} bytes")
+    typer.echo(f"{done['target']}: {done['bytes']:,} bytes, weights as plain float32")
+    if not keep_channels:
+        (channels, left), (weights, used) = done["channels"], done["weights"]
+        typer.echo(f"  without effect and left out: {channels - left:,} of {channels:,} channels, ", nl=False)
+        typer.echo(f"{weights - used:,} of {weights:,} weights")
+    typer.echo("\nto run it, with onnxruntime installed:")
+    typer.echo(f"  session = onnxruntime.InferenceSession({done['target']!r})")
+    shape = ", ".join(["N", *map(str, done["input_shape"])])
+    typer.echo(f'  outputs = session.run(None, {{"input": x}})[0]    # x: ({shape}) float32')
 
 
 def _pair(text: str) -> tuple[str, str]:

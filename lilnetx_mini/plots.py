@@ -15,7 +15,12 @@ except ImportError:
     raise MissingExtraError("matplotlib", "train") from None
 
 if TYPE_CHECKING:
+    import os
+
     from matplotlib.axes import Axes
+
+    from .bench import Row
+    from .runtime import Timing
 
 # Okabe and Ito's palette, told apart by readers of every kind of colour vision
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW, RED, BLACK = (
@@ -84,3 +89,35 @@ def size_accuracy(points: list[tuple[str, float, float]], ax: Axes | None = None
     ax.grid(alpha=0.3, which="both")
     ax.legend(frameon=False)
     return ax
+
+
+def speed(rows: list[Row], profile: list[Timing], title: str, path: str | os.PathLike) -> None:
+    """Two panels in an image file: engines' milliseconds with their quartiles, and milliseconds and work of every layer.
+
+    rows     from ``bench.measure``
+    profile  from ``Network.profile``; none: there is only the first panel
+    """
+    steps = [t for t in profile if t.macs_done or t.macs_skipped]
+    fig, axes = plt.subplots(1, 3 if steps else 1, figsize=(12 if steps else 6, max(3.0, 0.6 + 0.2 * len(steps))), squeeze=False)
+    ax, *others = axes[0]
+    values = [r.milliseconds for r in rows]
+    spread = np.abs(np.array([r.quartiles for r in rows]).T - values)
+    ax.barh([r.name for r in rows], values, color=[BLUE, SKY, ORANGE, YELLOW][: len(rows)], xerr=spread, capsize=3)
+    ax.invert_yaxis()
+    ax.set(xlabel="milliseconds a call (median, quartiles)", title=title)
+    if steps:
+        names, place = [t.name.removesuffix(".weight") for t in steps], np.arange(len(steps))
+        left, right = others
+        left.barh(place, [t.milliseconds for t in steps], color=BLUE)
+        left.set(xlabel="milliseconds an image", yticks=place, yticklabels=names, title="time by layer")
+        done, skipped = (np.array([getattr(t, k) for t in steps]) / 1e6 for k in ("macs_done", "macs_skipped"))
+        right.barh(place, done, color=BLUE, label="done")
+        right.barh(place, skipped, left=done, color="none", edgecolor=BLACK, hatch="////", lw=0.5, label="skipped")
+        right.set(xlabel="multiply-adds an image (millions)", yticks=[], title="work by layer")
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+        for panel in others:
+            panel.invert_yaxis()
+            panel.tick_params(axis="y", labelsize=7)
+    fig.tight_layout()
+    fig.savefig(path, dpi=120)
+    plt.close(fig)

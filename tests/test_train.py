@@ -195,6 +195,9 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
         (("predict", "{golden}", "absent.png"), "no file"),
         (("predict", "{golden}", "{text}"), "not an image"),
         (("info", "{text}"), "not an .lnx"),
+        (("export", "{golden}"), "--onnx"),
+        (("export", "{text}", "--onnx"), "not an .lnx"),
+        (("export", "{golden}", "--onnx", "{golden}"), "another name"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_clear_line(arguments, message, golden, tmp_path):
@@ -209,7 +212,7 @@ def test_mistakes_on_the_command_line_are_one_clear_line(arguments, message, gol
     )
 
 
-@pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict", "export"])
 def test_every_command_has_help_with_an_example(command):
     assert f"Example: lilnetx {command}" in lilnetx(command, "--help").stdout
 
