@@ -22,8 +22,19 @@ def load(name):
 def test_every_engine_computes_the_same_layer(layer):
     pytest.importorskip("onnxruntime")
     row = load("conv").measure(layer, 0.5, 1, 1)
-    assert set(row) == {f"{n}_ms" for n in ("ours", "onnxruntime", "torch", "channels_last", "scipy_csr", "torch_csr")}
+    names = ("ours", "ours_call", "onnxruntime", "torch", "channels_last", "scipy_csr", "torch_csr")
+    assert set(row) == {f"{n}_ms" for n in names}
     assert min(row.values()) > 0
+
+
+def test_whole_networks_are_compared_before_they_are_timed(monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    arguments = ["network.py", "--networks", "resnet20,trained", "--threads", "1,2", "--batch", "1,2", "--runs", "1", "--json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    load("network").main()
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["rows"]) == 8 and result["resnet20"]["ours_ms"] > 0
+    assert all(r["macs_done"] < r["macs"] and r["ms"].keys() >= {"ours", "onnxruntime", "torch"} for r in result["rows"])
 
 
 def test_sizes_of_a_file_are_measured_and_ours_is_never_above_static(golden, monkeypatch, capsys):
