@@ -88,6 +88,11 @@ class Kernel:
         """Positions at the end of a block that are not computed."""
         return self.taps - 1
 
+    @property
+    def late(self) -> bool:
+        """Whether a pass adds at its end what was there: so that it need not wait for that, or because it has several sums."""
+        return self.taps > 1 or (self.members > 1 and not self.shared)
+
 
 TRIPLES, SINGLE, STEP, SHARED = range(4)
 KERNELS = (
@@ -252,7 +257,7 @@ def _generate(kernel: Kernel, vectors: int, context, b, signature, arguments) ->
             fetch(b.add(i, residual))
     zero = ir.Constant(vector, [0.0] * WIDTH)
     sums = [slots(zero) for _ in range(kernel.taps)]
-    if not kernel.lost:
+    if not kernel.late:
         begun(sums[0])
     entry = cgutils.alloca_once_value(b, number(table, t0))
     weight = cgutils.alloca_once_value(b, number(table, moved(t0, OUTPUTS - 1)))
@@ -278,7 +283,7 @@ def _generate(kernel: Kernel, vectors: int, context, b, signature, arguments) ->
         b.cbranch(b.icmp_signed("<", moved(i, 1), end), body, done)
         b.position_at_end(done)
     total = {jk: b.load(sums[0][jk], typ=vector) for jk in tile}
-    if kernel.lost:
+    if kernel.late:
         for t in range(1, kernel.taps):
             part = [b.load(sums[t][0, k], typ=vector) for k in range(vectors)] + [nothing]
             for k in range(vectors):
