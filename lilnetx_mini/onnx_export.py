@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from . import __version__, lnx
 from .errors import ExportError, InputError, MissingExtraError, UnsupportedOpError
 from .graph import OPS, Graph, Node, attributes, infer_shapes
+from .simplify import simplify
 
 try:
     import onnx
@@ -232,8 +233,6 @@ def export(source: str | os.PathLike, target: str | os.PathLike, shrink: bool = 
         )
     graph, tensors, names, removed = model.graph, model.tensors(), model.tensor_names(), {}
     if shrink:
-        from .simplify import simplify
-
         graph, tensors, report = simplify(graph, tensors)
         names = _names_after(graph, len(tensors), {k.now: names[k.tensor] for k in report.layers if k.now >= 0})
         removed = {name: list(getattr(report, name)) for name in ("channels", "weights", "macs")}

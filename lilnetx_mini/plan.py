@@ -130,7 +130,7 @@ class Plan:
     plan.run(plan.memory(), x, out)   # one image, float32; `out` has the output's shape
 
     steps   what each node became, with its multiply-adds
-    raises  NotPlannable for values that are neither vectors nor (C, H, W), transposed convolutions, padding by a value node
+    raises  NotPlannable for what `_check` names: transposed convolutions, values that are neither (C,) nor (C, H, W), ...
     """
 
     graph: Graph
@@ -453,12 +453,12 @@ class Plan:
         _, (channels, rows, columns), pitch, stride = self._view(y)
         kind = ex.CLAMP if node.op in CLAMPS else ex.ACTIVATIONS[node.op]
         limits = CLAMPS.get(node.op, (0.0, 0.0))
-        self._fresh(y, at, v)
+        self._fresh(y, v)
         self._add(ex.ACTIVATE, source, at, pitch, stride, channels, rows, columns, kind, limits=limits)
 
-    def _fresh(self, y: int, at: int, *over: int) -> None:
-        """Zeros between rows and planes, unless y lies over a value that had them."""
-        if not any(v not in self._at for v in over):
+    def _fresh(self, y: int, v: int) -> None:
+        """Zeros between rows and planes, unless y took the place of v, which had them."""
+        if v in self._at:
             self._clear(y)
 
     def _scale(self, n: int) -> None:
@@ -468,7 +468,7 @@ class Plan:
         at = self._place(y, v if self._reusable(n, v) else None)
         numbers = [self._store("bias", self.tensors[a[k] - 1].astype(np.float32)) for k in ("scale", "shift")]
         _, (channels, rows, columns), pitch, stride = self._view(y)
-        self._fresh(y, at, v)
+        self._fresh(y, v)
         self._add(ex.SCALE, source, at, pitch, stride, channels, rows, columns, *numbers)
 
     def _combine(self, n: int) -> None:
@@ -546,15 +546,12 @@ class Plan:
 
     def _finish(self) -> None:
         kinds = {"offsets": np.int32, "weights": np.float32, "table": np.int32, "bias": np.float32, "masks": np.int32}
-        joined = {
-            k: np.concatenate([*parts, np.zeros(LANES, kinds.get(k, np.int64))]).astype(kinds.get(k, np.int64))
-            for k, parts in self._parts.items()
-        }
-        self.lists = tuple(joined[k] for k in ("offsets", "weights", "table", "bias", "masks"))
+        self.lists = tuple(
+            np.concatenate([*self._parts[k], np.zeros(LANES, kind)]).astype(kind) for k, kind in kinds.items()
+        )
         self.rows = np.array(self._rows, np.int64).reshape(-1, ex.WIDTH)
         self.limits = np.array(self._limits, np.float32).reshape(-1, 2)
         self.arena_size = self._arena.top + 2 * BLOCK + max(g.pitch for g in self.geometry)
-        self.stored = sum(x.nbytes for x in self.lists)
         del self._parts, self._rows, self._limits
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -588,7 +585,7 @@ _HANDLERS = {
 def _ordered(graph: Graph) -> Graph:
     """The same in an order that suits additions: of two summands the shortcut comes first, then the last convolution can add it.
 
-    The shortcut is the one that fewer operations with weights lead to. Subsampling twice becomes once.
+    The shortcut is the one that fewer operations with weights lead to.
     """
     nodes, weights = graph.nodes, [0]
     for node in nodes:
@@ -630,5 +627,3 @@ def _check(node: Node, inputs: list[tuple], output: tuple) -> None:
             raise NotPlannable(f"a product of shapes {inputs[0]} and {inputs[1]}")
     if node.op == "subsample" and len(inputs[0]) != 3:
         raise NotPlannable("subsampling of a vector")
-    if node.op == "flatten" and len(inputs[0]) not in (1, 3):
-        raise NotPlannable("a flattening of other than (C, H, W)")

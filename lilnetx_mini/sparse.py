@@ -236,8 +236,7 @@ def _generate(kernel: Kernel, vectors: int, context, b, signature, arguments) ->
         lanes = ir.Constant(flags, [k * WIDTH + i for i in range(WIDTH)])
         inside = b.icmp_signed("<", lanes, everywhere(b.trunc(n, small)))
         pointer = place(arena, at[j], k)
-        types_ = [vector, pointer.type, small, inside.type]
-        store = ir.FunctionType(ir.VoidType(), types_)
+        store = ir.FunctionType(ir.VoidType(), [vector, pointer.type, small, inside.type])
         masked = cgutils.get_or_insert_function(b.module, store, f"llvm.masked.store.v{WIDTH}f32.p0")
         b.call(masked, [x, pointer, ir.Constant(small, 4), inside])
 
