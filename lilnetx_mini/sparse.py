@@ -74,7 +74,8 @@ class Kernel:
     shared   whether they have one list, or each its own, as long as the others'
     vectors  of each output that stay in registers, at most
     taps     of an entry, at most; each has a sum of its own
-    near     bytes of input that a pass over the channels may touch: what fits into the first-level cache, or the second
+    near     bytes of input that a pass over the channels may touch for a block, and
+    far      for all blocks that one list is walked on before the next: what fits into the first-level cache, or the second
     """
 
     members: int
@@ -82,6 +83,7 @@ class Kernel:
     vectors: int
     taps: int
     near: int
+    far: int
 
     @property
     def lost(self) -> int:
@@ -96,10 +98,10 @@ class Kernel:
 
 TRIPLES, SINGLE, STEP, SHARED = range(4)
 KERNELS = (
-    Kernel(1, False, 8 if REGISTERS == 32 else 4, 3, 384 * 1024),
-    Kernel(1, False, 8, 1, 384 * 1024),
-    Kernel(4, False, 4 if REGISTERS == 32 else 2, 1, 20 * 1024),
-    Kernel(4, True, 4 if REGISTERS == 32 else 2, 1, 20 * 1024),
+    Kernel(1, False, 8 if REGISTERS == 32 else 4, 3, 64 * 1024, 384 * 1024),
+    Kernel(1, False, 8, 1, 384 * 1024, 384 * 1024),
+    Kernel(4, False, 5 if REGISTERS == 32 else 2, 1, 20 * 1024, 20 * 1024),
+    Kernel(4, True, 4 if REGISTERS == 32 else 2, 1, 20 * 1024, 20 * 1024),
 )
 
 
@@ -158,10 +160,9 @@ def _walker(kernel: int):
 def _choose(kernel: Kernel, context, b, signature, arguments):
     """LLVM code of a call: a switch between the sizes that v may have."""
     after, v = b.append_basic_block(), arguments[11]
-    sizes = [n for n in (8, 4, 2, 1) if n <= kernel.vectors]
-    blocks = {n: b.append_basic_block() for n in sizes}
+    blocks = {n: b.append_basic_block() for n in range(1, kernel.vectors + 1)}
     switch = b.switch(v, blocks[1])
-    for n in sizes[:-1]:
+    for n in range(2, kernel.vectors + 1):
         switch.add_case(ir.Constant(v.type, n), blocks[n])
     for n, block in blocks.items():
         b.position_at_end(block)
@@ -215,19 +216,22 @@ def _generate(kernel: Kernel, vectors: int, context, b, signature, arguments) ->
             b.store(value, slot)
         return new
 
-    def begun(slot):
-        """Put into the slots what the sums start from."""
+    def begun(slot, add=False):
+        """Put into the slots what the sums start from, or add it to what they hold."""
+
+        def change(j, k, x, add):
+            b.store(b.fadd(b.load(slot[j, k], typ=vector), x) if add else x, slot[j, k])
+
         with b.if_else(first) as (starting, going_on):
             with starting:
                 for j, k in tile:
-                    b.store(everywhere(scalar(bias, b.add(b0, number(table, moved(t0, OUTPUTS + j))))), slot[j, k])
+                    change(j, k, everywhere(scalar(bias, b.add(b0, number(table, moved(t0, OUTPUTS + j))))), add)
                 with b.if_then(b.icmp_signed("!=", residual, ir.Constant(index, NONE))):
                     for j, k in tile:
-                        more = load(arena, b.add(at[j], residual), k)
-                        b.store(b.fadd(b.load(slot[j, k], typ=vector), more), slot[j, k])
+                        change(j, k, load(arena, b.add(at[j], residual), k), True)
             with going_on:
                 for j, k in tile:
-                    b.store(load(arena, at[j], k), slot[j, k])
+                    change(j, k, load(arena, at[j], k), add)
 
     def put(j, k, x):
         if not kernel.lost or k + 1 < vectors:
@@ -281,15 +285,14 @@ def _generate(kernel: Kernel, vectors: int, context, b, signature, arguments) ->
         b.store(moved(i, 1), entry)
         b.cbranch(b.icmp_signed("<", moved(i, 1), end), body, done)
         b.position_at_end(done)
-    total = {jk: b.load(sums[0][jk], typ=vector) for jk in tile}
+    for t in range(1, kernel.taps):
+        part = [b.load(sums[t][0, k], typ=vector) for k in range(vectors)] + [nothing]
+        for k in range(vectors):
+            more = shuffled(part[k], part[k + 1], list(range(t, t + WIDTH)))
+            b.store(b.fadd(b.load(sums[0][0, k], typ=vector), more), sums[0][0, k])
     if kernel.late:
-        for t in range(1, kernel.taps):
-            part = [b.load(sums[t][0, k], typ=vector) for k in range(vectors)] + [nothing]
-            for k in range(vectors):
-                total[0, k] = b.fadd(total[0, k], shuffled(part[k], part[k + 1], list(range(t, t + WIDTH))))
-        start = slots()
-        begun(start)
-        total = {jk: b.fadd(x, b.load(start[jk], typ=vector)) for jk, x in total.items()}
+        begun(sums[0], add=True)
+    total = {jk: b.load(sums[0][jk], typ=vector) for jk in tile}
     with b.if_else(last) as (ending, not_yet):
         with ending:
             low, high = everywhere(lo), everywhere(hi)
@@ -311,11 +314,14 @@ _MEMBERS = np.array([k.members for k in KERNELS])
 
 @njit(nogil=True)
 def _block(kernel, left):
-    """Vectors and positions of the next block: the largest that fits, or whose last vector reaches over the end."""
-    n, lost = _MOST[kernel], _LOST[kernel]
-    while n > WIDTH and n - lost > left and (lost == 0 or left < n - WIDTH):
-        n //= 2
-    return n // WIDTH, min(n - lost, left)
+    """Vectors and positions of the next block: as many as there may be, but the last two share what is left."""
+    most, lost = _MOST[kernel] // WIDTH, _LOST[kernel]
+    v = (left + lost + WIDTH - 1) // WIDTH
+    if v > most:
+        v = (v + 1) // 2 if v < 2 * most else most
+    elif left < (v - 1) * WIDTH:  # only the last vector is stored in part
+        v -= 1
+    return v, min(v * WIDTH - lost, left)
 
 
 @njit(nogil=True)
@@ -457,7 +463,7 @@ def make_lists(
     table[..., OUTPUTS : OUTPUTS + k.members] = outputs
     block = int(_MOST[kernel] - _LOST[kernel])
     planes = w.shape[1] * groups * (1 + max(0, int(tap_at.max())) // (w.shape[1] * groups * pitch)) // passes
-    span = max(1, (near or k.near) // (4 * planes) // block) * block
+    span = max(1, (near or k.far) // (4 * planes) // block) * block
     return Lists(offsets, weights, table.ravel(), kernel, passes, span)
 
 
@@ -470,7 +476,7 @@ def _count(
     each = max(1, min(channels, (near or kernel.near) // (4 * span)))
     if not near and not kernel.shared:
         density = np.count_nonzero(w) / w.size
-        each = max(each, min(channels, int(FILLED / max(density, 1e-9)), KERNELS[SINGLE].near // (4 * span)))
+        each = max(each, min(channels, int(FILLED / max(density, 1e-9)), KERNELS[SINGLE].far // (4 * span)))
     each = -(-channels // -(-channels // each))
     counts = np.zeros((-(-channels // each), len(w) // members, len(TAPS)), np.int64)
     arguments = w, groups, members, runs, tap_at, pitch, each
@@ -511,8 +517,9 @@ def measured() -> dict[int, tuple[float, float]]:
 
 
 def _trial(kernel: int, density: float) -> tuple[Callable[[], None], int, int]:
-    """A layer of so many of 64 x 512 weights on 256 positions, and the numbers of entries and lists, times blocks."""
-    k, outputs, channels, length, pitch = KERNELS[kernel], 64, 512, 256, 256 + 4 * LANES
+    """A layer of so many of 64 x 512 weights on four blocks, and the numbers of entries and lists, times blocks."""
+    k, outputs, channels, length = KERNELS[kernel], 64, 512, 4 * int(_MOST[kernel])
+    pitch = length + 4 * LANES
     rng = np.random.default_rng(0)
     w = (rng.random((outputs, channels, 1)) < density).astype(np.float32)
     made = make_lists(w, 1, np.zeros(1, np.int64), pitch, length, kernel)
@@ -526,5 +533,4 @@ def _trial(kernel: int, density: float) -> tuple[Callable[[], None], int, int]:
             arena, 0, numbers, 0, kernel, outputs, made.passes, made.span, 0, to, pitch, length, NONE, low, high, 0, 0, 1
         )  # fmt: skip
 
-    blocks = length // int(_MOST[kernel])
-    return call, blocks * int(counts.sum()), blocks * counts[..., 0].size
+    return call, 4 * int(counts.sum()), 4 * counts[..., 0].size
