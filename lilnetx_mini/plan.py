@@ -126,15 +126,17 @@ def _aligned(n: int) -> Array:
 class Plan:
     """A graph made ready to run, one image at a time.
 
-    plan = Plan(graph, tensors)
+    plan = Plan(graph, tensors)       # threads=2, if two will run it together
     plan.run(plan.memory(), x, out)   # one image, float32; `out` has the output's shape
 
-    steps   what each node became, with its multiply-adds
+    threads  may run it together, no other number of them than one
+    steps    what each node became, with its multiply-adds
     raises  NotPlannable for what `_check` names: transposed convolutions, values that are neither (C,) nor (C, H, W), ...
     """
 
     graph: Graph
     tensors: list[Array]
+    threads: int = 1
 
     def __post_init__(self) -> None:
         self.graph = _ordered(self.graph)
@@ -370,7 +372,7 @@ class Plan:
         done = length
         for begin, end in ((0, fours), (fours, len(w))):  # those that are left over make no group of four
             if begin < end:
-                lists = make_lists(flat[begin:end], a["groups"], np.array(tap_at), pitch, length)
+                lists = make_lists(flat[begin:end], a["groups"], np.array(tap_at), pitch, length, parts=self.threads)
                 done = length if lists.kernel == TRIPLES else _up(length)
                 part = self._conv_part(lists, begin, end, a["bias"])
                 m0 = self._mask(out_shape[1], out_shape[2], g.stride)
@@ -563,7 +565,7 @@ class Plan:
     def run(self, memory: Memory, x: Array, out: Array, team: Callable | None = None, step: Step | None = None) -> None:
         """One image, (C, H, W) or (C,), into `out`, contiguous float32 both.
 
-        team  team(work) calls work(part, parts) in several threads at once
+        team  team(work) calls work(part, parts) in as many threads at once as were planned for
         step  run only this one, on what the last run left
         """
         memory.arrived[0] = 0

@@ -90,7 +90,7 @@ class Network:
         ]
         self.plan, self.note = None, ""
         try:
-            self.plan = Plan(self.graph, self.tensors)
+            self.plan = Plan(self.graph, self.tensors, self.threads)
         except NotPlannable as e:
             self.note = str(e)
         self._large = self.plan is not None and sum(s.macs for s in self.plan.steps) > MEETING * len(self.plan.rows)

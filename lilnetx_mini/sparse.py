@@ -415,7 +415,14 @@ def _runs(tap_at: NDArray) -> NDArray[np.int64]:
 
 
 def make_lists(
-    w: Array, groups: int, tap_at: NDArray, pitch: int, length: int, kernel: int | None = None, near: int | None = None
+    w: Array,
+    groups: int,
+    tap_at: NDArray,
+    pitch: int,
+    length: int,
+    kernel: int | None = None,
+    near: int | None = None,
+    parts: int = 1,
 ) -> Lists:
     """Sort a layer's weights for a kernel.
 
@@ -426,6 +433,7 @@ def make_lists(
     length   positions of a plane
     kernel   one of KERNELS; by default what should take less time
     near     bytes of input that one pass may touch, if not what the kernel says
+    parts    threads that may divide the outputs among them; in all passes, an output is the same thread's
     """
     tap_at = np.asarray(tap_at, np.int64)
     runs = _runs(tap_at)
@@ -444,7 +452,7 @@ def make_lists(
     counts, arguments = counted[kernel]
     k, passes = KERNELS[kernel], len(counts)
     together = 1 if k.shared else k.members  # lists that are walked in step
-    sequence = np.argsort(counts.sum(-1), axis=1, kind="stable")  # equal lengths in a row: branches are foreseen
+    sequence = _sequence(counts.sum(-1), together, parts)
     longest = np.take_along_axis(counts, sequence[..., None], 1).reshape(passes, -1, together, len(TAPS)).max(2)
     numbers = longest * k.members * np.array(TAPS)
     ends, heaps = np.cumsum(longest).reshape(longest.shape), np.cumsum(numbers).reshape(longest.shape)
@@ -465,6 +473,21 @@ def make_lists(
     planes = w.shape[1] * groups * (1 + max(0, int(tap_at.max())) // (w.shape[1] * groups * pitch)) // passes
     span = max(1, (near or k.far) // (4 * planes) // block) * block
     return Lists(offsets, weights, table.ravel(), kernel, passes, span)
+
+
+def _sequence(lengths: NDArray, together: int, parts: int) -> NDArray[np.int64]:
+    """In what order to walk the lists of every pass, (passes, lists): equal lengths in a row, so that branches are foreseen.
+
+    Walk k is done by thread k % parts. Passes do not wait for one another, so the lists of an output must be one thread's.
+    """
+    passes, lists = lengths.shape
+    owner = np.arange(lists) // together % parts
+    out = np.empty((passes, lists // together, together), np.int64)
+    for part in range(min(parts, lists // together)):
+        mine = np.flatnonzero(owner == part)
+        order = np.argsort(lengths[:, mine], axis=1, kind="stable")
+        out[:, part::parts] = mine[order].reshape(passes, -1, together)
+    return out.reshape(passes, lists)
 
 
 def _count(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_simplify import Builder, inputs, networks
 
-from lilnetx_mini import InputError, lnx
+from lilnetx_mini import InputError, execute, lnx
 from lilnetx_mini.errors import UnsupportedOpError
 from lilnetx_mini.graph import Graph, Node
 from lilnetx_mini.plan import NotPlannable, Plan
@@ -128,6 +128,21 @@ def test_threads_change_no_bit(threads, n, meeting, monkeypatch):
     x = np.random.default_rng(0).standard_normal((n, *graph.input_shape)).astype(np.float32)
     one, many = Network(as_model(graph, tensors)), Network(as_model(graph, tensors), threads)
     assert np.array_equal(one(x), many(x)) and one(x).shape == (n, 10)
+
+
+def test_threads_change_no_bit_of_layers_with_many_passes(monkeypatch):
+    monkeypatch.setattr("lilnetx_mini.runtime.MEETING", 0)
+    b = Builder((512, 12, 12), holes=0)
+    v = b.put("relu", b.conv(0, 256, 1, 0))
+    b.conv(b.put("relu", b.conv(v, 512, 1, 0)), 256, 1, 0)
+    for t in b.tensors:
+        t *= b.rng.random(t.shape[:2] + (1,) * (t.ndim - 2)) < 0.2 if t.ndim > 1 else 1
+    one, two = (Network(as_model(b.graph(), b.tensors), n) for n in (1, 2))
+    assert max(row[5] for row in two.plan.rows if row[0] == execute.CONV) > 3  # passes
+    x = inputs(b.graph())
+    want = one(x[:1])
+    for _ in range(30):
+        assert np.array_equal(two(x[:1]), want)
 
 
 def test_a_profile_counts_what_is_done_and_what_is_skipped():

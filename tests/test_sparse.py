@@ -84,6 +84,21 @@ def test_two_threads_do_the_halves_of_the_work(kernel):
     assert np.array_equal(run(other, made, lists, *args, 1, 2), whole)
 
 
+@pytest.mark.parametrize("kernel", ALL)
+@pytest.mark.parametrize("parts", [2, 3])
+def test_an_output_is_the_same_threads_in_all_passes(kernel, parts):
+    rng = np.random.default_rng(parts)
+    w = rng.standard_normal((24, 60, 9)) * (rng.random((24, 60, 1)) < 0.3)
+    tap_at = np.arange(9) if kernel == sparse.TRIPLES else 2 * np.arange(9)
+    made = sparse.make_lists(w.astype(np.float32), 1, tap_at, 400, 320, kernel, near=8000, parts=parts)
+    k = sparse.KERNELS[kernel]
+    outputs = made.table.reshape(made.passes, -1, sparse.ROW)[..., sparse.OUTPUTS : sparse.OUTPUTS + k.members]
+    assert made.passes > 2 and not (outputs[0] == outputs).all()  # their order changes from pass to pass
+    for part in range(parts):
+        owned = [set(rows[part::parts].ravel()) for rows in outputs]
+        assert all(o == owned[0] for o in owned)
+
+
 def test_empty_lists_and_filled_ones_take_as_many_entries_as_they_should():
     w = np.zeros((8, 5, 1), np.float32)
     w[1, 2], w[6, 2], w[6, 4] = 1, 2, 3
