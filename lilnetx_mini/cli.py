@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,16 @@ def train(
     seeds: Annotated[str, typer.Option(help="one or more seeds, with commas")] = "0",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="change a number of the recipe; may be repeated"),
+        typer.Option("--set", metavar="KEY=VALUE", help="change a setting of the recipe; may be repeated"),
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="bytes that the whole file should take: 40kB, 1.5MB, 3000")
+    ] = None,
+    target_flops: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="multiply-adds that should be left, 0.35 for a third")
+    ] = None,
+    target_slices: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="share of kernel slices that should be zero, such as 0.9")
     ] = None,
     plain: Annotated[bool, typer.Option(help="train the plain network too, to compare")] = True,
     fresh: Annotated[
@@ -58,11 +68,14 @@ def train(
 ) -> None:
     """Train a recipe, write its .lnx file, evaluate it in a fresh process, and show sizes and accuracies.
 
-    A run that was interrupted continues where its last checkpoint stands, to the same numbers.
+    With a target, the multipliers of the penalties follow the gap to it. A run that was interrupted continues where its last
+    checkpoint stands, to the same numbers.
     """
     from .nn import report
 
     changes = dict(_pair(s) for s in settings or [])
+    asked = {"target_size": target_size and _bytes(target_size), "target_flops": target_flops, "target_slices": target_slices}
+    changes |= {k: str(v) for k, v in asked.items() if v is not None}
     folder = out or Path("runs") / recipe
     try:
         result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, fresh, jobs, not quiet)
@@ -228,6 +241,18 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise InputError(f"--set {text}: KEY=VALUE expected, for example --set epochs=30")
     return key, value
+
+
+def _bytes(text: str) -> float:
+    """"40kB", "1.5 MB", "3000", "64KiB" as a number of bytes."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKM]?)(i?)[bB]?\s*", text)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if number <= 0:
+        raise InputError(f"a size of {text!r}: write it as 40kB, 1.5MB or 3000")
+    return number * (1024 if match[3] else 1000) ** " kM".index(match[2].lower().replace("m", "M") or " ")
 
 
 def _seeds(text: str) -> list[int]:

@@ -10,11 +10,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lilnetx_mini import data
 from lilnetx_mini.errors import CheckpointError, DataError, InputError
-from lilnetx_mini.nn import recipes
-from lilnetx_mini.nn.train import Run, shifted
+from lilnetx_mini.nn import recipes, reparameterize
+from lilnetx_mini.nn.train import Run, optimizers, shifted, warm_cosine
 
 TINY = {"epochs": "3", "batch": "256"}
 
@@ -97,6 +98,61 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path, refere
         Run(recipes.get("digits", TINY), 0, tmp_path / "reference").resume()
 
 
+def test_latents_step_as_their_weights_would():
+    """With SGD and decoders that are scalars, momentum and weight decay included."""
+    torch.manual_seed(0)
+    recipe = recipes.get("digits", {"optimizer": "sgd", "lr": "0.1", "plain_lr": "0.1", "weight_decay": "0.01"})
+    model, plain = recipe.model(), recipe.model()
+    compressor = reparameterize(model, init="from_weights")
+    names = {w.name: w for w in compressor.weights}
+    with torch.no_grad():
+        for w in names.values():
+            w.latents.copy_(torch.round(w.latents))
+        values = {k.replace(".parametrizations", "").replace(".original", ""): v for k, v in model.state_dict().items()}
+        for name, p in plain.named_parameters():
+            p.copy_(getattr(names[name].module, names[name].attribute) if name in names else values[name])
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 10
+    ours, theirs = optimizers(model, compressor, recipe), optimizers(plain, None, recipe)
+    for m, several in ((model, ours), (plain, theirs)):
+        F.cross_entropy(m(x), y).backward()
+        for o in several[:1]:  # the second is of densities
+            o.step()
+    for name, p in plain.named_parameters():
+        if name in names:
+            w = names[name]
+            stepped = (w.latents.detach() @ w.group.psi.detach()).view(w.shape)
+            assert torch.allclose(stepped, p, atol=1e-6), name
+        else:
+            assert torch.allclose(dict(model.named_parameters())[name], p, atol=1e-6), name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_run_may_begin_with_the_plain_network_and_resumes_on_either_side(tmp_path, optimizer):
+    changes = {"optimizer": optimizer, "start": "0.5", "warmup": "0.2", "epochs": "4", "batch": "256", "lr": "0.05"}
+    whole = Run(recipes.get("digits", changes), 0, tmp_path / "whole")
+    assert whole.compressor is None
+    metrics = whole.fit(progress=False).metrics
+    assert ["latent_bytes" in m for m in metrics] == [False, False, True, True]
+    for done in (1, 2, 3):
+        part = Run(recipes.get("digits", changes), 0, tmp_path / f"part{done}")
+        while part.epoch < done:
+            part._epoch()
+            part.epoch += 1
+        part.metrics = metrics[:done]
+        part._save()
+        again = Run(recipes.get("digits", changes), 0, tmp_path / f"part{done}")
+        assert again.resume() and (again.compressor is not None) == (done >= 2)
+        assert again.fit(progress=False).metrics == metrics
+        assert all(torch.equal(a, b) for a, b in zip(latents(whole), latents(again), strict=True))
+
+
+def test_the_rate_rises_and_falls():
+    shares = [warm_cosine(n / 100, 0.2) for n in range(101)]
+    assert shares[0] == 0 and max(shares) == shares[20] == 1 and shares[100] == pytest.approx(0, abs=1e-12)
+    assert all(np.diff(shares[:21]) > 0) and all(np.diff(shares[20:]) < 0)
+    assert warm_cosine(0, 0) == 1
+
+
 def test_penalties_make_latents_vanish_and_files_small(tmp_path):
     sizes = []
     for lam in ("0", "40"):
@@ -128,7 +184,8 @@ def test_images_move_by_whole_pixels_and_zeros_come_in():
 def test_recipes_take_changes_and_refuse_nonsense():
     assert recipes.get("digits", {"epochs": "7", "lr": "0.5"}).epochs == 7
     for changes, message in [
-        ({"epoch": "7"}, "no number 'epoch'"),
+        ({"epoch": "7"}, "no setting 'epoch'"),
+        ({"optimizer": "lion"}, "'adam' and 'sgd' are the choices"),
         ({"epochs": "x"}, "int expected"),
         ({"lr": "nan"}, "out of range"),
         ({"batch": "0"}, "out of range"),

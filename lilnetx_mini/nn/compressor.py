@@ -100,6 +100,7 @@ class Compressor:
         self.order, self.dense_prior = order, dense_prior
         self.groups = list(dict.fromkeys(w.group for w in weights))
         self.count = sum(math.prod(w.shape) for w in weights)
+        self._costs: dict[Group, Tensor] = {}  # of every slice of a group, if they differ
 
     def tied_names(self) -> list[tuple[str, str]]:
         """State-dict names of tied weights: (the one that is stored, the one that shares it)."""
@@ -117,12 +118,25 @@ class Compressor:
             z = self.latents(group)
             bits = bits + noisy_rate(z, group.density)
             squares = squares + z.square().sum()
-            if group.d > 1:
-                norms = norms + slice_norms(z, self.order).sum()
-            elif self.dense_prior:
-                norms = norms + z.abs().sum()
+            if group.d > 1 or self.dense_prior:
+                each = slice_norms(z, self.order)
+                norms = norms + (each @ self._costs[group] if group in self._costs else each.sum())
         zero = squares.new_zeros(())
         return Penalty(bits / self.count, (norms + zero) / self.count, squares / self.count)
+
+    def weigh_slices(self, costs: dict[str, float]) -> None:
+        """Let a slice count in the prior by what it costs.
+
+        costs  for names of weights, what one of their slices costs, in any unit, such as multiply-adds: 0 for those that are
+               not named. Norms are multiplied by it, divided by the mean over all slices of the prior
+        """
+        prior = [w for w in self.weights if w.group.d > 1 or self.dense_prior]
+        total = sum(costs.get(w.name, 0.0) * math.prod(w.shape[:2]) for w in prior)
+        mean = total / max(sum(math.prod(w.shape[:2]) for w in prior), 1)
+        for group in {w.group for w in prior} if mean else ():
+            members = [w for w in self.weights if w.group is group]
+            parts = [group.free.new_full((math.prod(w.shape[:2]),), costs.get(w.name, 0.0) / mean) for w in members]
+            self._costs[group] = torch.cat(parts)
 
     @torch.no_grad()
     def size(self) -> float:
@@ -173,6 +187,32 @@ class Compressor:
             ("rest", rest, lr if rest_lr is None else rest_lr, weight_decay),
         ]
         return [{"name": n, "params": p, "lr": r, "weight_decay": d} for n, p, r, d in rows if p]
+
+    def sgd_groups(self, lr: float, rest_lr: float | None = None, weight_decay: float = 0.0) -> list[dict]:
+        """For SGD: latents and everything else but decoders and densities, which are `adam_groups`.
+
+        A step of lr along the gradient of w = z psi is one of lr / psi**2 along that of z. So each group's latents have their
+        rate divided by the mean square of its decoder, and weight decay multiplied by it: where decoders are scalars, as after
+        ``init="from_weights"``, the decoded weights take the very steps that the plain network's would, and the multipliers of the
+        penalties are prices in units of the task's loss, however long the training.
+        """
+        rows = []
+        for g in self.groups:
+            square = float(g.psi.detach().square().sum() / g.d)
+            members = [w.latents for w in self.weights if w.group is g]
+            rows.append({"name": "latents", "params": members, "lr": lr / square, "weight_decay": weight_decay * square})
+        ours = {id(p) for g in self.groups for p in g.parameters()} | {id(w.latents) for w in self.weights}
+        rest = [p for p in self.model.parameters() if id(p) not in ours and p.requires_grad]
+        rows.append({"name": "rest", "params": rest, "lr": lr if rest_lr is None else rest_lr, "weight_decay": 0.0})
+        return [r for r in rows if r["params"]]
+
+    def adam_groups(self, density_lr: float, decoder_lr: float = 0.0) -> list[dict]:
+        """What goes with `sgd_groups`: densities, and decoders unless their rate is 0."""
+        densities = [p for g in self.groups for p in g.density.parameters()]
+        rows = [{"name": "densities", "params": densities, "lr": density_lr}]
+        if decoder_lr:
+            rows.append({"name": "decoders", "params": [g.free for g in self.groups], "lr": decoder_lr})
+        return rows
 
     def store_decoders(self, on: bool = True) -> None:
         """From now on compute with decoders as the file will hold them (8 bits): for the last epochs of training."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from numba import config
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import density as core
 from ..density import CLOSEST, LAYERS
+from ..fused import bits_and_gradients
 from .density import Density
 
 NATS = 1 / math.log(2)  # bits in a nat
@@ -42,6 +45,13 @@ def _bits_and_gradients(z: Tensor, h: Tensor, b: Tensor, a: Tensor) -> tuple[Ten
     return total, g[:count] + g[count:], dh, db, da
 
 
+def _compiled(z: Tensor, h: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+    """The same in bits, by the compiled kernel."""
+    total, dz, gradient = bits_and_gradients(z.numpy(), core.Density(*(p.double().numpy() for p in (h, b, a))))
+    parameters = (torch.from_numpy(g).to(p) for g, p in zip((gradient.h, gradient.b, gradient.a), (h, b, a), strict=True))
+    return z.new_tensor(total), torch.from_numpy(dz), *parameters
+
+
 class _TotalBits(torch.autograd.Function):
     """``-log2 P(z)`` summed over all latents, with its gradient worked out by hand in the same pass.
 
@@ -50,9 +60,13 @@ class _TotalBits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, h: Tensor, b: Tensor, a: Tensor) -> Tensor:
-        total, *gradients = _bits_and_gradients(z, h, b, a)
-        ctx.save_for_backward(*(g * -NATS for g in gradients))
-        return total * -NATS
+        z, h, b, a = (t.detach() for t in (z, h, b, a))
+        if z.device.type == "cpu" and z.dtype == torch.float32 and not config.DISABLE_JIT:
+            total, *gradients = _compiled(z.contiguous(), h, b, a)
+        else:
+            total, *gradients = (t * -NATS for t in _bits_and_gradients(z, h, b, a))
+        ctx.save_for_backward(*gradients)
+        return total
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, ...]:

@@ -18,12 +18,19 @@ class Recipe:
     """One training run.
 
     epochs, batch      passes over the training images, images a step
-    lr                 peak rate of Adam, for latents, decoders and the rest; falls to zero along a cosine
+    optimizer          "adam", or "sgd" with Nesterov's momentum. With "sgd", latents step as their weights would: see
+                       `Compressor.sgd_groups`
+    lr                 peak rate of latents, decoders and the rest; rises over `warmup` of the steps, and falls to zero along a cosine
     plain_lr           the same for the plain network: each side of a comparison trains at its own best
-    density_lr         the same for the densities
+    density_lr         the same for the densities, with Adam always
     decoder_lr         the same for decoders, and
-    rest_lr            for everything that is not compressed; 0 for both: as the latents
-    lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps
+    rest_lr            for everything that is not compressed; 0 for both: as the latents (with "sgd", decoders then stay as they are)
+    weight_decay       of "sgd", for weights; norm layers and biases have none
+    start              share of the steps after which the weights become latents; before, the network is plain
+    lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps with latents
+    target_size        bytes that the whole file may take, and
+    target_flops       multiply-adds that may be left, as a share of the dense network's, and
+    target_slices      share of slices that should be zero: multipliers then follow the gap, see `nn.targets`; 0 for none
     shift              images move by up to this many pixels
     flip               1: half of the images are mirrored left to right
     init               how latents start: "random", or "from_weights" for a model that is trained already
@@ -39,15 +46,22 @@ class Recipe:
     data: Callable[[], data.Splits]
     epochs: int
     batch: int
+    optimizer: str = "adam"
     lr: float = 0.01
     plain_lr: float = 0.01
     density_lr: float = 0.01
     decoder_lr: float = 0.0
     rest_lr: float = 0.0
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    start: float = 0.0
     lam_rate: float = 1.0
     lam_group: float = 1.0
     lam_l2: float = 0.0
     ramp: float = 0.3
+    target_size: float = 0.0
+    target_flops: float = 0.0
+    target_slices: float = 0.0
     shift: int = 0
     flip: int = 0
     init: str = "random"
@@ -65,23 +79,31 @@ RECIPES = {
 }
 
 
+CHOICES = {"optimizer": ("adam", "sgd"), "init": ("random", "from_weights")}
+FROM_ZERO = ("shift", "flip", "channels_last")  # whole numbers that may be 0
+
+
 def get(name: str, changes: dict[str, str] | None = None) -> Recipe:
-    """A recipe by name, with some of its numbers changed; InputError lists what there is."""
+    """A recipe by name, with some of its settings changed; InputError lists what there is."""
     if name not in RECIPES:
         raise InputError(f"no recipe {name!r}: there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     types = {f.name: type(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
-    types = {k: t for k, t in types.items() if t in (int, float)}
-    values = {}
-    for key, text in (changes or {}).items():
-        if key not in types:
-            raise InputError(f"the recipe has no number {key!r} to set: there are {', '.join(types)}")
-        try:
-            values[key] = types[key](text)
-        except ValueError:
-            raise InputError(f"{key}={text!r}: {types[key].__name__} expected") from None
-        if not 0 <= values[key] < float("inf") or (
-            types[key] is int and key not in ("shift", "flip", "channels_last") and values[key] < 1
-        ):
-            raise InputError(f"{key}={text}: out of range")
-    return dataclasses.replace(recipe, **values)
+    types = {k: t for k, t in types.items() if t in (int, float) or k in CHOICES}
+    return dataclasses.replace(recipe, **{k: _value(k, text, types) for k, text in (changes or {}).items()})
+
+
+def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
+    if key not in types:
+        raise InputError(f"the recipe has no setting {key!r}: there are {', '.join(types)}")
+    if key in CHOICES:
+        if text not in CHOICES[key]:
+            raise InputError(f"{key}={text!r}: {' and '.join(map(repr, CHOICES[key]))} are the choices")
+        return text
+    try:
+        value = types[key](text)
+    except ValueError:
+        raise InputError(f"{key}={text!r}: {types[key].__name__} expected") from None
+    if not 0 <= value < float("inf") or (types[key] is int and key not in FROM_ZERO and value < 1):
+        raise InputError(f"{key}={text}: out of range")
+    return value

@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..data import Split
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..lnx import write_atomic
 from .compressor import Compressor, reparameterize
 from .recipes import Recipe
+from .targets import Steering, Targets
+
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,37 @@ def accuracy(model: nn.Module, split: Split, batch: int = 1000) -> float:
     return right / len(split)
 
 
+def warm_cosine(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate: linearly up over the first `warmup` of the training, then to zero along a cosine.
+
+    progress  0 .. 1
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The recipe's optimisers for a network as it is now: plain (compressor None), or of latents."""
+    if recipe.optimizer == "adam":
+        if compressor is None:
+            return [torch.optim.Adam(model.parameters(), lr=recipe.plain_lr, fused=True)]
+        rates = recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
+        return [torch.optim.Adam(compressor.parameter_groups(*rates), fused=True)]
+    if recipe.optimizer != "sgd":
+        raise InputError(f"optimizer {recipe.optimizer!r}: 'adam' and 'sgd' are the choices")
+    if compressor is None:
+        wide = [p for p in model.parameters() if p.ndim > 1]
+        thin = [p for p in model.parameters() if p.ndim <= 1]
+        rows = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": thin, "weight_decay": 0.0}]
+        return [torch.optim.SGD(rows, lr=recipe.plain_lr, momentum=MOMENTUM, nesterov=True, fused=True)]
+    rows = compressor.sgd_groups(recipe.lr, recipe.rest_lr or None, recipe.weight_decay)
+    return [
+        torch.optim.SGD(rows, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, fused=True),
+        torch.optim.Adam(compressor.adam_groups(recipe.density_lr, recipe.decoder_lr), fused=True),
+    ]
+
+
 class Run:
     """One training run in a folder, resumable to the same numbers.
 
@@ -73,22 +107,35 @@ class Run:
         self.recipe, self.seed, self.folder, self.compress = recipe, seed, Path(folder), compress
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(seed)
-        self.model = recipe.model()
-        self.compressor = reparameterize(self.model, init=recipe.init, levels=recipe.levels) if compress else None
-        if recipe.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if compress:
-            groups = self.compressor.parameter_groups(
-                recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
-            )
-        else:
-            groups = self.model.parameters()
-        self.optimizer = torch.optim.Adam(groups, lr=recipe.plain_lr, fused=True)
         self.splits = recipe.data()
         self.generator = torch.Generator().manual_seed(seed)
         self.steps_an_epoch = math.ceil(len(self.splits.train) / recipe.batch)
-        self.peak = [g["lr"] for g in self.optimizer.param_groups]
+        self.steps = recipe.epochs * self.steps_an_epoch
+        self.begin = round(recipe.start * self.steps)  # the step at which weights become latents
         self.epoch, self.metrics = 0, []
+        self.model = recipe.model()
+        self.compressor: Compressor | None = None
+        self.steering: Steering | None = None
+        self.targets = Targets(recipe.target_size or None, recipe.target_flops or None, recipe.target_slices or None)
+        self._optimise()
+        if compress and self.begin == 0:
+            self._reparameterize()
+
+    def _reparameterize(self) -> None:
+        """From here on the weights are latents, and the optimisers start anew."""
+        init = self.recipe.init if self.begin == 0 else "from_weights"
+        self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels)
+        self._optimise()
+        if self.targets:
+            example = torch.from_numpy(self.splits.validation.x[:2])
+            rates = [warm_cosine(n / self.steps, self.recipe.warmup) for n in range(self.begin, self.steps)]
+            self.steering = Steering(self.targets, self.compressor, example, rates)
+
+    def _optimise(self) -> None:
+        if self.recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizers = optimizers(self.model, self.compressor, self.recipe)
+        self.peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -101,10 +148,12 @@ class Run:
             "settings": self._settings(),
             "epoch": self.epoch,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "compressed": self.compressor is not None,
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "torch_rng": torch.get_rng_state(),
             "generator": self.generator.get_state(),
             "metrics": json.dumps(self.metrics),
+            "steering": json.dumps(self.steering.state() if self.steering else {}),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -127,11 +176,16 @@ class Run:
             raise CheckpointError(
                 f"{path} belongs to a run with other settings: choose another folder with --out, or start again with --fresh"
             )
+        if state["compressed"] and not self.compressor:
+            self._reparameterize()
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(given)
         torch.set_rng_state(state["torch_rng"])
         self.generator.set_state(state["generator"])
         self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])
+        if self.steering:
+            self.steering.restore(json.loads(state["steering"]))
         self._schedule(self.epoch * self.steps_an_epoch)
         return True
 
@@ -139,12 +193,22 @@ class Run:
 
     def _schedule(self, step: int) -> float:
         """Sets the learning rates for this step and returns the share of the penalties."""
-        total = self.recipe.epochs * self.steps_an_epoch
-        for group, peak in zip(self.optimizer.param_groups, self.peak, strict=True):
-            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / total))
+        if self.compress and not self.compressor and step >= self.begin:
+            self._reparameterize()
+        share = warm_cosine(step / self.steps, self.recipe.warmup)
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
         if self.compressor:
-            self.compressor.store_decoders(step >= (1 - self.recipe.stored_decoders) * total)
-        return min(1.0, step / max(self.recipe.ramp * total, 1))
+            self.compressor.store_decoders(step >= (1 - self.recipe.stored_decoders) * self.steps)
+        if self.steering:
+            return 1.0
+        return min(1.0, (step - self.begin) / max(self.recipe.ramp * (self.steps - self.begin), 1))
+
+    def _multipliers(self) -> tuple[float, float]:
+        """Of rate and group prior; with a target, those of the recipe (1 where they are 0) times what steers them."""
+        rate, group = self.recipe.lam_rate, self.recipe.lam_group
+        return ((rate or 1.0) * self.steering.rate, (group or 1.0) * self.steering.group) if self.steering else (rate, group)
 
     def _epoch(self) -> float:
         self.model.train()
@@ -152,6 +216,8 @@ class Run:
         order = torch.randperm(len(train), generator=self.generator)
         for n, part in enumerate(order.split(self.recipe.batch)):
             share = self._schedule(self.epoch * self.steps_an_epoch + n)
+            if self.steering:
+                self.steering.look(self.epoch * self.steps_an_epoch + n - self.begin)
             x = shifted(torch.from_numpy(train.x)[part], self.recipe.shift, self.generator)
             x = flipped(x, self.generator) if self.recipe.flip else x
             x = x.to(memory_format=torch.channels_last) if self.recipe.channels_last else x
@@ -160,13 +226,13 @@ class Run:
             )
             total += float(loss.detach()) * len(part)
             if self.compressor:
-                p = self.compressor.penalty()
-                loss = loss + share * (
-                    self.recipe.lam_rate * p.rate + self.recipe.lam_group * p.group + self.recipe.lam_l2 * p.l2
-                )
-            self.optimizer.zero_grad()
+                p, (lam_rate, lam_group) = self.compressor.penalty(), self._multipliers()
+                loss = loss + share * (lam_rate * p.rate + lam_group * p.group + self.recipe.lam_l2 * p.l2)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
             loss.backward()
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         return total / len(train)
 
     def fit(self, progress: bool = True, position: int = 0) -> Trained:

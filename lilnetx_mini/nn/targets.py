@@ -1,0 +1,202 @@
+"""Asking for a size, for a share of the multiply-adds, or of zero slices: multipliers that follow the gap to what was asked.
+
+Every now and then during training the network is measured as it would be stored: real coded bytes, real counts after the
+channels that do nothing are removed. Each target has a path, from what was measured first to what was asked: straight, for
+the logarithm, and walked at the pace of the learning rate, as latents can only move while there is one. A
+proportional-integral controller moves the logarithm of a multiplier by what the measure is off its path, and by how that changed.
+What has become zero seldom comes back, so it is the path that should arrive late, and not the measure that should turn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import lnx
+from ..errors import InputError
+from ..simplify import layer_macs, simplify
+from .compressor import Compressor
+from .export import to_model
+
+LOOKS = 100  # measurements in a training
+EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
+LATE = 0.1  # share of the path's length that passes before it starts: latents have to shrink before one is rounded to zero
+AIM = 0.985  # the path ends a little below what was asked: a file for 40 kB should fit into them
+PROPORTIONAL, INTEGRAL = 3.0, 0.3  # of the controller, for logarithms, at every look
+STICKY = 4.0  # times faster back when too much has become zero, as that seldom comes back by itself
+FIRST = 0.3  # factor of both multipliers at the start
+FASTEST = 1.0  # most that the logarithm of a multiplier changes in a look
+SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What was asked for; None: nothing.
+
+    size    bytes of the whole file
+    flops   multiply-adds of slices that are not zero, after removal, as a share of the dense network's
+    slices  share of kernel slices that are zero
+    """
+
+    size: float | None = None
+    flops: float | None = None
+    slices: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not 0 < self.size < math.inf:
+            raise InputError(f"a target size of {self.size} bytes: a positive number is needed")
+        for name in ("flops", "slices"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise InputError(f"a target of {value} for {name}: a share between 0 and 1 is needed")
+        if self.flops is not None and self.slices is not None:
+            raise InputError("multiply-adds and slices cannot both be targets: one multiplier steers them")
+
+    def __bool__(self) -> bool:
+        return any(v is not None for v in asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network as it would be stored now: bytes of its file, share of multiply-adds left, share of slices zero."""
+
+    size: float
+    flops: float
+    slices: float
+
+
+def slice_macs(model: lnx.Model) -> tuple[int, int]:
+    """Multiply-adds of a stored network: dense, and those of slices that are not zero, after removal of what does nothing."""
+    graph, tensors, removed = simplify(model.graph, model.tensors())
+    left = 0
+    weights = [tensors[node.attrs[0] - 1] for node in graph.nodes if node.op in ("conv", "conv_transpose", "linear")]
+    for w, macs in zip(weights, layer_macs(graph, tensors), strict=True):
+        alive = w.reshape(*w.shape[:2], -1).any(2).mean() if w.size else 0.0
+        left += round(macs * float(alive))
+    return removed.macs[0], left
+
+
+@torch.no_grad()
+def measure(compressor: Compressor, example: Tensor) -> Measured:
+    """Write the file in memory and count."""
+    model, _ = to_model(compressor, example)
+    if model.graph is None:
+        dense, left = 1, 1
+    else:
+        dense, left = slice_macs(model)
+    return Measured(len(lnx.encode(model)), left / dense, compressor.zeros()[1])
+
+
+class Steering:
+    """Moves two multipliers, of the rate and of the slice norms, towards targets while a network trains.
+
+    rates         learning rates of all steps to come, in any unit
+    rate, group   factors for the recipe's multipliers. Both follow the one target; of two, the first follows the size
+    history       one dict a look: step, what was measured, the factors
+    raises        InputError, as soon as it is known, if a target is out of reach, with what is in reach
+    """
+
+    def __init__(self, targets: Targets, compressor: Compressor, example: Tensor, rates: list[float]) -> None:
+        self.targets, self.compressor, self.example = targets, compressor, example
+        self.every = max(1, len(rates) // LOOKS)
+        self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
+        self.rate = self.group = self._group = FIRST
+        self.history: list[dict] = []
+        self._start: dict[str, float] = {}
+        self._error: dict[str, float] = {}
+        self._beside = 0.0  # bytes of the file besides latents
+        self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
+        self._shares = self._layer_shares()
+        if targets.flops is not None:  # what a slice costs is what its norm should weigh
+            compressor.dense_prior = True
+            pairs = zip(compressor.weights, self._shares, strict=True)
+            compressor.weigh_slices({w.name: share / math.prod(w.shape[:2]) for w, share in pairs})
+        self._check()
+
+    def _check(self) -> None:
+        if self.targets.size is None:
+            return
+        now = measure(self.compressor, self.example)
+        self._beside = now.size - self.compressor.coded_bytes()
+        if self.targets.size <= self._beside:
+            raise InputError(
+                f"a file of {self.targets.size:,.0f} bytes is out of reach: with all weights zero it would take about "
+                f"{self._beside:,.0f} (norm layers, biases, names, graph)"
+            )
+
+    def _layer_shares(self) -> list[float]:
+        """Of the dense multiply-adds, what each weight of the compressor has."""
+        model, _ = to_model(self.compressor, self.example)
+        if model.graph is None and self.targets.flops is not None:
+            raise InputError(f"this network's multiply-adds cannot be counted: {model.note}")
+        by_name = dict.fromkeys((w.name for w in self.compressor.weights), 0.0)
+        if model.graph is not None:
+            names = model.tensor_names()
+            nodes = [n for n in model.graph.nodes if n.op in ("conv", "conv_transpose", "linear")]
+            for node, macs in zip(nodes, layer_macs(model.graph, model.tensors()), strict=True):
+                by_name[names[node.attrs[0] - 1]] = by_name.get(names[node.attrs[0] - 1], 0.0) + macs
+        total = sum(by_name.values()) or 1.0
+        return [by_name[w.name] / total for w in self.compressor.weights]
+
+    @torch.no_grad()
+    def _alive(self) -> float:
+        """Multiply-adds of slices that are not zero, nothing removed, as a share of all."""
+        rows = (torch.round(w.latents).any(1).float().mean() for w in self.compressor.weights)
+        return float(sum(share * float(row) for share, row in zip(self._shares, rows, strict=True)))
+
+    def _measure(self) -> Measured:
+        if len(self.history) % EXACT == 0:
+            now = measure(self.compressor, self.example)
+            self._beside = now.size - self.compressor.coded_bytes()
+            self._gone = now.flops / max(self._alive(), 1e-9)
+            return now
+        size = self._beside + (self.compressor.coded_bytes() if self.targets.size else 0)
+        return Measured(size, self._gone * self._alive(), self.compressor.zeros()[1])
+
+    def look(self, step: int) -> None:
+        """Call before every step, counted from the first with latents; most calls return at once."""
+        if step % self.every:
+            return
+        now, progress = self._measure(), float(self.pace[step])
+        asked = self.targets
+        if asked.size is not None:
+            self.rate = self.group = _moved(self.rate, self._change("size", now.size, asked.size, progress))
+        if asked.flops is not None:
+            self._group = _moved(self._group, self._change("flops", now.flops, asked.flops, progress))
+        if asked.slices is not None:
+            self._group = _moved(self._group, self._change("slices", 1 - now.slices, 1 - asked.slices, progress))
+        if asked.flops is not None or asked.slices is not None:
+            self.group = self._group
+            self.rate = self.rate if asked.size is not None else self._group
+        self.history.append({"step": step, **asdict(now), "rate": self.rate, "group": self.group})
+
+    def _change(self, name: str, value: float, target: float, progress: float) -> float:
+        """How far to move a multiplier's logarithm."""
+        value = max(value, 1e-6)
+        start = self._start.setdefault(name, value)
+        done = max(0.0, (progress - LATE) / (1 - LATE))
+        error = math.log(value) - (math.log(start) + (math.log(AIM * target) - math.log(start)) * done)
+        error *= STICKY if error < 0 else 1.0
+        before = self._error.get(name, error)
+        self._error[name] = error
+        return max(-FASTEST, min(FASTEST, PROPORTIONAL * (error - before) + INTEGRAL * error))
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """Everything that a resumed run needs to go on to the same numbers."""
+        names = ("rate", "group", "_group", "history", "_start", "_error", "_beside", "_gone")
+        return {name: getattr(self, name) for name in names}
+
+    def restore(self, state: dict) -> None:
+        """The inverse of `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _moved(factor: float, change: float) -> float:
+    return min(max(factor * math.exp(change), SMALLEST), LARGEST)

@@ -1,0 +1,129 @@
+"""Asking for a size, multiply-adds or zero slices, and the counts on which that rests."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lilnetx_mini import InputError, cli, lnx
+from lilnetx_mini.nn import recipes, reparameterize
+from lilnetx_mini.nn.models import digits_resnet
+from lilnetx_mini.nn.targets import Steering, Targets, measure, slice_macs
+from lilnetx_mini.nn.train import Run
+
+SHORT = {"epochs": "16", "batch": "64"}
+
+
+def trained(folder, **changes):
+    run = Run(recipes.get("digits", SHORT | {k: str(v) for k, v in changes.items()}), 0, folder)
+    return run, run.fit(progress=False)
+
+
+def examples(n=2):
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return reparameterize(digits_resnet().eval())
+
+
+@pytest.mark.parametrize("target", [{"target_size": 5000}, {"target_flops": 0.6}, {"target_slices": 0.6}])
+def test_a_target_is_reached(tmp_path, target):
+    run, _ = trained(tmp_path, **target)
+    now = measure(run.compressor, torch.from_numpy(run.splits.validation.x[:2]))
+    (name, asked), = target.items()
+    reached = {"target_size": now.size, "target_flops": now.flops, "target_slices": 1 - now.slices}[name]
+    assert reached == pytest.approx(1 - asked if name == "target_slices" else asked, rel=0.15)  # in 16 of the 60 epochs
+
+
+def test_the_measured_size_is_the_file_that_is_written(small, tmp_path):
+    saved = small.save(tmp_path / "a.lnx", examples())
+    assert measure(small, examples()).size == saved.file_bytes
+
+
+def test_multiply_adds_are_those_of_slices_that_are_not_zero_and_matter():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 3, 3, bias=False)).eval()
+    first, second = 8 * 9 * 36, 12 * 9 * 16
+    compressor = reparameterize(model, init="from_weights")
+    with torch.no_grad():
+        z = compressor.weights[0].latents
+        z.copy_(torch.where(torch.round(z) == 0, 1.0, z))
+    assert measure(compressor, torch.rand(1, 2, 6, 6)).flops == pytest.approx(1, abs=0.02)
+    with torch.no_grad():
+        compressor.weights[0].latents[0] = 0  # one slice of eight
+        compressor.weights[1].latents.copy_(torch.ones(12, 9))
+    want = (first * 7 / 8 + second) / (first + second)
+    assert measure(compressor, torch.rand(1, 2, 6, 6)).flops == pytest.approx(want)
+    with torch.no_grad():
+        compressor.weights[1].latents.view(3, 4, 9)[:, 3] = 0  # nobody reads the fourth channel: its slices go as well
+    want = (first * 5 / 8 + second * 9 / 12) / (first + second)
+    assert measure(compressor, torch.rand(1, 2, 6, 6)).flops == pytest.approx(want)
+
+
+def test_counts_of_a_stored_network(small, tmp_path):
+    small.save(tmp_path / "a.lnx", examples())
+    dense, left = slice_macs(lnx.read(tmp_path / "a.lnx"))
+    assert 0 < left < dense
+
+
+def test_a_steered_run_resumes_to_the_same_numbers(tmp_path):
+    changes = {"target_size": "5000", "epochs": "4", "batch": "256"}
+    one = Run(recipes.get("digits", changes), 0, tmp_path / "one")
+    one.fit(progress=False)
+    two = Run(recipes.get("digits", changes), 0, tmp_path / "two")
+    ordinary, calls = two._epoch, []
+
+    def stop_in_the_third():
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return ordinary()
+
+    two._epoch = stop_in_the_third
+    with pytest.raises(KeyboardInterrupt):
+        two.fit(progress=False)
+    again = Run(recipes.get("digits", changes), 0, tmp_path / "two")
+    assert again.resume() and again.epoch == 2
+    again.fit(progress=False)
+    assert json.dumps(again.steering.history) == json.dumps(one.steering.history)
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(one.compressor.weights, again.compressor.weights, strict=True))
+
+
+def test_sizes_below_what_is_there_besides_weights_are_refused_at_once(small):
+    with pytest.raises(InputError, match="out of reach.*it would take about"):
+        Steering(Targets(size=100), small, examples(), [1.0] * 100)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": -3}, {"flops": 1.2}, {"slices": 0}, {"flops": 0.5, "slices": 0.5}])
+def test_targets_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(InputError, match="target|both"):
+        Targets(**wrong)
+
+
+def test_a_slice_weighs_what_it_costs(small):
+    z = [w.latents for w in small.weights if w.group.d == 9]
+    plain = small.penalty().group
+    (even,) = torch.autograd.grad(plain, z[:1])
+    convolutions = [w for w in small.weights if w.group.d == 9]
+    small.weigh_slices({convolutions[0].name: 3.0, convolutions[1].name: 1.0})
+    first, second, third = torch.autograd.grad(small.penalty().group, z[:3])
+    assert not third.any()
+    slices = [np.prod(w.shape[:2]) for w in convolutions]
+    mean = (3 * slices[0] + slices[1]) / sum(slices)
+    assert torch.allclose(first, even * 3 / mean) and second.any()
+
+
+@pytest.mark.parametrize("text, size", [("40kB", 40e3), ("1.5 MB", 1.5e6), ("3000", 3000), ("64KiB", 65536), ("2KB", 2000)])
+def test_sizes_as_people_write_them(text, size):
+    assert cli._bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "kB", "-3kB", "0", "1.2.3kB", "40GBps"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(InputError, match="write it as"):
+        cli._bytes(text)
