@@ -43,7 +43,7 @@ def _options(
 
 @app.command(epilog="Example: lilnetx train digits --seeds 0,1,2 --set epochs=30")
 def train(
-    recipe: Annotated[str, typer.Argument(help="what to train: digits")],
+    recipe: Annotated[str, typer.Argument(help="what to train: digits, or cifar10_resnet20 (data in LILNETX_DATA)")],
     out: Annotated[Path | None, typer.Option(help="folder for checkpoints and results [default: runs/RECIPE]")] = None,
     seeds: Annotated[str, typer.Option(help="one or more seeds, with commas")] = "0",
     settings: Annotated[
@@ -64,6 +64,7 @@ def train(
         bool, typer.Option("--fresh", help="start again, even where there is a checkpoint to resume")
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time [default: one a processor]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
 ) -> None:
     """Train a recipe, write its .lnx file, evaluate it in a fresh process, and show sizes and accuracies.
@@ -78,7 +79,7 @@ def train(
     changes |= {k: str(v) for k, v in asked.items() if v is not None}
     folder = out or Path("runs") / recipe
     try:
-        result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, fresh, jobs, not quiet)
+        result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, fresh, jobs, not quiet, _device(device))
     except KeyboardInterrupt:
         typer.echo("\ninterrupted; the same command continues from the last checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -241,6 +242,12 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise InputError(f"--set {text}: KEY=VALUE expected, for example --set epochs=30")
     return key, value
+
+
+def _device(text: str) -> str | None:
+    if text not in ("cpu", "cuda", "auto"):
+        raise InputError(f"--device {text}: cpu, cuda and auto are the choices")
+    return None if text == "auto" else text
 
 
 def _bytes(text: str) -> float:

@@ -50,3 +50,12 @@ def test_the_start_is_timed_part_by_part(golden, monkeypatch, capsys):
     load("startup").main()
     parts = json.loads(capsys.readouterr().out)["startup"]
     assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k != "total"), rel=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_training_step_is_compared_with_the_plain_one(optimizer, monkeypatch, capsys):
+    arguments = ["training.py", "--network", "lenet5", "--batch", "4", "--runs", "2", "--optimizer", optimizer, "--json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    load("training").main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["step_ratio"]["cpu"] == result["devices"]["cpu"]["ratio"] > 0

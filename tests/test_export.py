@@ -354,3 +354,23 @@ def test_folded_norm_layers_come_back_as_scale_and_shift(tmp_path):
     scale = model.bn1.weight / (model.bn1.running_var + bn.eps).sqrt()
     assert torch.allclose(bn.weight, scale, atol=0.01)
     assert torch.allclose(bn.bias, model.bn1.bias - model.bn1.running_mean * scale, atol=0.02)
+
+
+def test_norm_layers_without_weights_are_stored_run_and_loaded(tmp_path):
+    def network():
+        return nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    torch.manual_seed(0)
+    model, x = network(), 0.3 + 0.2 * torch.rand(32, 3, 9, 9)
+    compressor = lx.reparameterize(model, init="from_weights")
+    for _ in range(60):
+        model(x)
+    model.eval()
+    saved = compressor.save(tmp_path / "a.lnx", x[:2])
+    assert saved.note == "" and saved.difference < 1e-5
+    back = lx.load_into(network().eval(), tmp_path / "a.lnx")
+    outputs = torch.from_numpy(runtime.Network.load(tmp_path / "a.lnx")(x.numpy()))
+    with torch.no_grad():
+        want, loaded = model(x), back(x)
+    assert torch.allclose(loaded, outputs, atol=1e-4)
+    assert torch.allclose(loaded, want, atol=0.05 * float(want.abs().max()))  # scale and shift have eight bits

@@ -300,3 +300,12 @@ def test_no_pickle_is_ever_opened(tmp_path):
         data.load_npz(tmp_path / "evil.npz")
     with pytest.raises(DataError, match="no file"):
         data.load_npz(tmp_path / "absent.npz")
+
+
+def test_devices_that_are_not_there_are_refused(tmp_path):
+    done = lilnetx("train", "digits", "--device", "tpu", "--out", tmp_path)
+    assert done.returncode == 1 and "cpu, cuda and auto" in done.stderr
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no GPU"):
+            Run(recipes.get("digits", TINY), 0, tmp_path, device="cuda")
+    assert Run(recipes.get("digits", TINY), 0, tmp_path, device=None).device.type in ("cpu", "cuda")

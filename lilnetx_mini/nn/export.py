@@ -44,7 +44,7 @@ class Saved:
 
 
 def _foldable(module: nn.Module) -> bool:
-    return isinstance(module, NORMS) and module.running_mean is not None and module.affine
+    return isinstance(module, NORMS) and module.running_mean is not None
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ def _side(t: _Tensor) -> lnx.Side:
 
 def fold_norm(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift to which a norm layer with running statistics comes down in eval mode, float64."""
-    weight, bias, mean, var = (
-        x.detach().double().cpu().numpy() for x in (module.weight, module.bias, module.running_mean, module.running_var)
-    )
-    scale = weight / np.sqrt(var + module.eps)
-    return scale, bias - mean * scale
+    mean, var = (x.detach().double().cpu().numpy() for x in (module.running_mean, module.running_var))
+    scale = 1 / np.sqrt(var + module.eps)
+    if not module.affine:
+        return scale, -mean * scale
+    weight, bias = (x.detach().double().cpu().numpy() for x in (module.weight, module.bias))
+    return weight * scale, bias - mean * weight * scale
 
 
 def _strip(module: nn.Module) -> None:
@@ -302,20 +303,28 @@ def put(file: lnx.Model, model: nn.Module) -> nn.Module:
 
 def _put_norm(name: str, modules: dict[str, nn.Module], scale: np.ndarray, shift: np.ndarray | None) -> None:
     module = modules.get(name)
-    if module is None or shift is None or not _foldable(module) or tuple(module.weight.shape) != scale.shape:
+    if module is None or shift is None or not _foldable(module) or tuple(module.running_mean.shape) != scale.shape:
         raise InputError(
             f"the file has a norm layer {name} of {scale.size} channels, the module has none such: is it the same architecture?"
         )
-    module.weight.copy_(torch.from_numpy(scale))
-    module.bias.copy_(torch.from_numpy(shift))
-    module.running_mean.zero_()
-    module.running_var.fill_(1 - module.eps)
+    scale, shift = torch.from_numpy(scale), torch.from_numpy(shift)
+    if module.affine:
+        module.weight.copy_(scale)
+        module.bias.copy_(shift)
+        module.running_mean.zero_()
+        module.running_var.fill_(1 - module.eps)
+    elif (scale > 0).all():
+        module.running_mean.copy_(-shift / scale)
+        module.running_var.copy_(scale.double() ** -2 - module.eps)
+    else:
+        raise InputError(f"the file's norm layer {name} has scales of 0 or below, and the module's has no weights to hold them")
 
 
 def load_into(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     """Put a file's weights into a plain module of the same architecture, in place; returns it.
 
-    Folded norm layers come back as running_mean 0, running_var 1 - eps, weight = scale, bias = shift.
+    Folded norm layers come back as running_mean 0, running_var 1 - eps, weight = scale, bias = shift; those without weights as
+    the mean and variance that have the same effect.
     raises  LnxError for a damaged file, InputError if names or shapes do not match
     """
     return put(lnx.read(path), model)

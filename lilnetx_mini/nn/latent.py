@@ -72,7 +72,8 @@ class Group(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """(S, d) latents to (S, d) weights."""
         q = ste_round(z)
-        return q * self.free if self.d == 1 and not self.stored_bits else q @ self.psi
+        with torch.autocast(z.device.type, enabled=False):  # what is stored is what is trained, to the last bit
+            return q * self.free if self.d == 1 and not self.stored_bits else q @ self.psi
 
     @torch.no_grad()
     def start(self, shape: tuple[int, ...]) -> Tensor:

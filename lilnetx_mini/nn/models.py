@@ -6,6 +6,8 @@ puts one of its checkpoints into them. No weights come with this package.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,6 +80,11 @@ def digits_resnet() -> nn.Module:
 def cifar_resnet20(width: int = 1) -> nn.Module:
     """ResNet-20: 0.27 M parameters at width 1, 4.3 M at width 4. Input (N, 3, 32, 32)."""
     return CifarResNet(3, width)
+
+
+def with_pixel_norm(model: nn.Module, channels: int = 3) -> nn.Module:
+    """The network behind a norm layer that learns mean and variance of the pixels: images then go in as they are, 0 .. 1."""
+    return nn.Sequential(OrderedDict(pixels=nn.BatchNorm2d(channels, affine=False), network=model))
 
 
 def lenet5() -> nn.Module:

@@ -72,13 +72,20 @@ class Recipe:
     threads: int = 1
 
 
+# fmt: off
 RECIPES = {
     "digits": Recipe(
         "digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1
     ),
+    "cifar10_resnet20": Recipe(
+        "cifar10_resnet20", lambda: models.with_pixel_norm(models.cifar_resnet20()), data.cifar10, epochs=20, batch=128,
+        optimizer="sgd", lr=0.2, plain_lr=0.2, weight_decay=5e-4, warmup=0.15, lam_rate=0.3, lam_group=0.3, shift=4, flip=1,
+        init="from_weights", levels=2.0, channels_last=1, threads=2,
+    ),
 }
 
 
+# fmt: on
 CHOICES = {"optimizer": ("adam", "sgd"), "init": ("random", "from_weights")}
 FROM_ZERO = ("shift", "flip", "channels_last")  # whole numbers that may be 0
 

@@ -48,13 +48,14 @@ def train_one(
     compress: bool,
     fresh: bool,
     progress: bool,
+    device: str | None,
     position: int,
 ) -> dict:
     """One run, resumed if its folder holds a checkpoint; writes the network beside it and returns what there is to report."""
     recipe = get(name, changes)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    run = Run(recipe, seed, folder, compress)
+    run = Run(recipe, seed, folder, compress, device)
     run.resume()
     trained = run.fit(progress, position)
     test = run.splits.test
@@ -70,7 +71,7 @@ def train_one(
         }
     else:
         state = trained.model.state_dict()
-        data = b"".join(t.float().numpy().tobytes() for t in state.values())
+        data = b"".join(t.float().cpu().numpy().tobytes() for t in state.values())
         result |= {"float_bytes": len(data), "zip_bytes": _write_float(Path(folder), data)}
         assert len(data) == count_bytes(trained.model)
     return result
@@ -102,20 +103,22 @@ def main_job(
     fresh: bool = False,
     jobs: int | None = None,
     progress: bool = True,
+    device: str | None = "cpu",
 ) -> dict:
     """Train every seed, as many at a time as there are processors, and return the report; it is in ``out/report.json`` too.
 
-    The first seed's file becomes ``out/model.lnx``.
+    On a GPU they train one after the other, unless `jobs` says otherwise. The first seed's file becomes ``out/model.lnx``.
     """
     out, recipe = Path(out), get(name, changes)
     out.mkdir(parents=True, exist_ok=True)
     kinds = [True, False] if plain else [True]
     tasks = [
-        (name, changes, seed, str(out / f"seed{seed}" / ("lilnetx" if c else "plain")), c, fresh, progress)
+        (name, changes, seed, str(out / f"seed{seed}" / ("lilnetx" if c else "plain")), c, fresh, progress, device)
         for c in kinds
         for seed in seeds
     ]
-    jobs = min(len(tasks), jobs or max(1, (os.cpu_count() or 1) // recipe.threads))
+    alone = 1 if device != "cpu" else max(1, (os.cpu_count() or 1) // recipe.threads)
+    jobs = min(len(tasks), jobs or alone)
     results: dict[bool, list[dict]] = {True: [], False: []}
     if jobs == 1:
         for task in tasks:

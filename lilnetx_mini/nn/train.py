@@ -39,28 +39,27 @@ def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
         return x
     n, _, h, w = x.shape
     padded = F.pad(x, (most,) * 4)
-    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator)
-    rows = (dy + torch.arange(h)).view(n, 1, h, 1)
-    columns = (dx + torch.arange(w)).view(n, 1, 1, w)
-    return padded[torch.arange(n).view(n, 1, 1, 1), torch.arange(x.shape[1]).view(1, -1, 1, 1), rows, columns]
+    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator).to(x.device)
+    count = torch.arange(max(x.shape), device=x.device)
+    rows, columns = (dy + count[:h]).view(n, 1, h, 1), (dx + count[:w]).view(n, 1, 1, w)
+    return padded[count[:n].view(n, 1, 1, 1), count[: x.shape[1]].view(1, -1, 1, 1), rows, columns]
 
 
 def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     """Every image (N, C, H, W) mirrored left to right with probability one half."""
-    mirror = torch.rand(len(x), generator=generator) < 0.5
+    mirror = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
     return torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, batch: int = 1000) -> float:
     """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     right = 0
     for i in range(0, len(split), batch):
-        right += int(
-            (model(torch.from_numpy(split.x[i : i + batch])).argmax(1).numpy() == split.y[i : i + batch]).sum()
-        )
+        classes = model(torch.from_numpy(split.x[i : i + batch]).to(device)).argmax(1).cpu().numpy()
+        right += int((classes == split.y[i : i + batch]).sum())
     model.train(was_training)
     return right / len(split)
 
@@ -101,19 +100,31 @@ class Run:
 
     folder     holds checkpoint.pt (written whole after every epoch) and metrics.jsonl
     compress   reparameterise the network and add the penalties
+    device     "cpu", "cuda", or None for a GPU if there is one; images lie there, and on a GPU the network computes in bfloat16
     """
 
-    def __init__(self, recipe: Recipe, seed: int, folder: str | os.PathLike, compress: bool = True) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        folder: str | os.PathLike,
+        compress: bool = True,
+        device: str | None = "cpu",
+    ) -> None:
         self.recipe, self.seed, self.folder, self.compress = recipe, seed, Path(folder), compress
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("device cuda: torch sees no GPU here")
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(seed)
         self.splits = recipe.data()
+        self.images, self.classes = (torch.from_numpy(a).to(self.device) for a in (self.splits.train.x, self.splits.train.y))
         self.generator = torch.Generator().manual_seed(seed)
         self.steps_an_epoch = math.ceil(len(self.splits.train) / recipe.batch)
         self.steps = recipe.epochs * self.steps_an_epoch
         self.begin = round(recipe.start * self.steps)  # the step at which weights become latents
         self.epoch, self.metrics = 0, []
-        self.model = recipe.model()
+        self.model = recipe.model().to(self.device)
         self.compressor: Compressor | None = None
         self.steering: Steering | None = None
         self.targets = Targets(recipe.target_size or None, recipe.target_flops or None, recipe.target_slices or None)
@@ -151,6 +162,7 @@ class Run:
             "compressed": self.compressor is not None,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "generator": self.generator.get_state(),
             "metrics": json.dumps(self.metrics),
             "steering": json.dumps(self.steering.state() if self.steering else {}),
@@ -166,7 +178,7 @@ class Run:
         if not path.exists():
             return False
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location="cpu")
             settings = state["settings"]
         except Exception as e:
             raise CheckpointError(
@@ -182,6 +194,8 @@ class Run:
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(given)
         torch.set_rng_state(state["torch_rng"])
+        if self.device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
         self.generator.set_state(state["generator"])
         self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])
         if self.steering:
@@ -212,19 +226,18 @@ class Run:
 
     def _epoch(self) -> float:
         self.model.train()
-        train, total = self.splits.train, 0.0
-        order = torch.randperm(len(train), generator=self.generator)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        order = torch.randperm(len(self.classes), generator=self.generator).to(self.device)
         for n, part in enumerate(order.split(self.recipe.batch)):
             share = self._schedule(self.epoch * self.steps_an_epoch + n)
             if self.steering:
                 self.steering.look(self.epoch * self.steps_an_epoch + n - self.begin)
-            x = shifted(torch.from_numpy(train.x)[part], self.recipe.shift, self.generator)
+            x = shifted(self.images[part], self.recipe.shift, self.generator)
             x = flipped(x, self.generator) if self.recipe.flip else x
             x = x.to(memory_format=torch.channels_last) if self.recipe.channels_last else x
-            loss = F.cross_entropy(
-                self.model(x), torch.from_numpy(train.y)[part], label_smoothing=self.recipe.label_smoothing
-            )
-            total += float(loss.detach()) * len(part)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                loss = F.cross_entropy(self.model(x), self.classes[part], label_smoothing=self.recipe.label_smoothing)
+            total += loss.detach() * len(part)  # added up where it is: nobody waits for the GPU
             if self.compressor:
                 p, (lam_rate, lam_group) = self.compressor.penalty(), self._multipliers()
                 loss = loss + share * (lam_rate * p.rate + lam_group * p.group + self.recipe.lam_l2 * p.l2)
@@ -233,7 +246,7 @@ class Run:
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
-        return total / len(train)
+        return float(total) / len(self.classes)
 
     def fit(self, progress: bool = True, position: int = 0) -> Trained:
         """Train to the end, with a checkpoint after every epoch; `position` is the progress bar's line."""
