@@ -141,9 +141,17 @@ def test_a_run_may_begin_with_the_plain_network_and_resumes_on_either_side(tmp_p
         part.metrics = metrics[:done]
         part._save()
         again = Run(recipes.get("digits", changes), 0, tmp_path / f"part{done}")
+        with torch.no_grad():  # whatever the weights of the new process: what follows from them is in the checkpoint
+            for p in again.model.parameters():
+                p.mul_(20)
         assert again.resume() and (again.compressor is not None) == (done >= 2)
         assert again.fit(progress=False).metrics == metrics
         assert all(torch.equal(a, b) for a, b in zip(latents(whole), latents(again), strict=True))
+
+
+def test_latents_must_begin_before_the_end(tmp_path):
+    with pytest.raises(InputError, match="below 1"):
+        Run(recipes.get("digits", {"start": "1"}), 0, tmp_path)
 
 
 def test_the_rate_rises_and_falls():

@@ -88,6 +88,8 @@ def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) 
         thin = [p for p in model.parameters() if p.ndim <= 1]
         rows = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": thin, "weight_decay": 0.0}]
         return [torch.optim.SGD(rows, lr=recipe.plain_lr, momentum=MOMENTUM, nesterov=True, fused=True)]
+    for group in compressor.groups:
+        group.free.requires_grad_(recipe.decoder_lr > 0)
     rows = compressor.sgd_groups(recipe.lr, recipe.rest_lr or None, recipe.weight_decay)
     return [
         torch.optim.SGD(rows, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, fused=True),
@@ -123,6 +125,8 @@ class Run:
         self.steps_an_epoch = math.ceil(len(self.splits.train) / recipe.batch)
         self.steps = recipe.epochs * self.steps_an_epoch
         self.begin = round(recipe.start * self.steps)  # the step at which weights become latents
+        if self.begin >= self.steps:
+            raise InputError(f"start={recipe.start}: a share below 1 is needed, or the weights never become latents")
         self.epoch, self.metrics = 0, []
         self.model = recipe.model().to(self.device)
         self.compressor: Compressor | None = None
@@ -161,6 +165,7 @@ class Run:
             "model": self.model.state_dict(),
             "compressed": self.compressor is not None,
             "optimizers": [o.state_dict() for o in self.optimizers],
+            "peaks": self.peaks,
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "generator": self.generator.get_state(),
@@ -193,6 +198,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(given)
+        self.peaks = state["peaks"]  # those of latents depend on decoders, as they were when latents began
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
