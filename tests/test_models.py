@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lilnetx_mini import lnx
+from lilnetx_mini import InputError, lnx
 from lilnetx_mini import nn as lx
 from lilnetx_mini.nn import models
 from lilnetx_mini.nn.export import fold_norm, put
@@ -77,14 +77,14 @@ NAMES = {
 
 
 @torch.no_grad()
-def settle(model, side=64):
+def settle(model, side=64, channels=3):
     """Give norm layers weights of their own and the statistics of a random batch, so that signals neither grow nor fade."""
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             m.weight.uniform_(0.5, 1.5)
             m.bias.normal_(0, 0.3)
             m.momentum = None  # the plain average
-    model.train()(torch.randn(4, 3, side, side))
+    model.train()(torch.randn(4, channels, side, side))
     return model.eval()
 
 
@@ -206,3 +206,44 @@ def test_compressed_networks_are_stored_with_a_graph_that_computes_the_same(make
     file = lnx.read(tmp_path / "m.lnx")
     assert [node.op for node in file.graph.nodes].count("add") == sums
     assert_same(interpret(file.graph, file.tensors(), x.numpy()), put(file, make(classes=10).eval()), x)
+
+
+# of He et al. (2016), table 6; multiply-adds as in Lin et al. (HRank, 2020), where they are the dense networks
+SMALL = {
+    "resnet32": (lambda: models.cifar_resnet(32), 0.46e6, 68.9e6, (3, 32, 32)),
+    "resnet44": (lambda: models.cifar_resnet(44), 0.66e6, 97.2e6, (3, 32, 32)),
+    "resnet56": (lambda: models.cifar_resnet(56), 0.85e6, 125.49e6, (3, 32, 32)),
+    "resnet110": (lambda: models.cifar_resnet(110), 1.72e6, 252.89e6, (3, 32, 32)),
+    "resnet20x4": (lambda: models.cifar_resnet20(4), 4.29e6, None, (3, 32, 32)),
+    "vgg16": (models.cifar_vgg16, 14.99e6, 313.73e6, (3, 32, 32)),
+    "lenet300": (models.lenet300, 266_610, 266_200, (1, 28, 28)),
+    "lenet5": (models.lenet5, 431_080, None, (1, 28, 28)),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_networks_for_small_images_have_the_published_size_and_work(name):
+    make, parameters, work, shape = SMALL[name]
+    with torch.device("meta"):
+        model, done = make(), []
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.01)
+    for m in model.modules():
+        if isinstance(m, torch.nn.Conv2d | torch.nn.Linear):
+            m.register_forward_hook(lambda m, x, y: done.append(m.weight[0].numel() * y.numel()))
+    model.eval()(torch.empty(1, *shape, device="meta"))
+    assert work is None or sum(done) == pytest.approx(work, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "lenet300"])
+def test_graphs_of_networks_for_small_images_compute_what_torch_computes(name):
+    torch.manual_seed(0)
+    make, _, _, shape = SMALL[name]
+    model, x = settle(make(), shape[1], shape[0]), torch.rand(2, *shape)
+    captured = lx.capture(model, x)
+    assert_same(interpret(captured.graph, captured.tensors(), x.numpy()), model, x)
+
+
+def test_depths_that_no_such_resnet_has_are_refused():
+    for depth in (2, 18, 51):
+        with pytest.raises(InputError, match="6 n"):
+            models.cifar_resnet(depth)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 
 def _start(model: nn.Module) -> None:
     """Random weights of convolutions as He et al. (2015) draw them, by the number of outputs; their biases zero."""
@@ -77,9 +79,38 @@ def digits_resnet() -> nn.Module:
     return CifarResNet(1, channels=1)
 
 
+def cifar_resnet(depth: int, width: int = 1, classes: int = 10) -> nn.Module:
+    """ResNet-20, 32, 44, 56 or 110 (any 6 n + 2) for images of 32 x 32; InputError for other depths. Input (N, 3, 32, 32)."""
+    if depth < 8 or (depth - 2) % 6:
+        raise InputError(f"a ResNet of depth {depth} for small images: 6 n + 2 layers are needed, such as 20, 32, 44, 56, 110")
+    return CifarResNet((depth - 2) // 6, width, classes=classes)
+
+
 def cifar_resnet20(width: int = 1) -> nn.Module:
     """ResNet-20: 0.27 M parameters at width 1, 4.3 M at width 4. Input (N, 3, 32, 32)."""
-    return CifarResNet(3, width)
+    return cifar_resnet(20, width)
+
+
+VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # channels; 0: halve the image
+
+
+def cifar_vgg16(classes: int = 10) -> nn.Module:
+    """VGG-16 with batch norm and the head of 512 hidden units that is usual for CIFAR: 15.0 M parameters. Input (N, 3, 32, 32)."""
+    layers, into = [], 3
+    for out in VGG16:
+        layers += [*_unit(into, out, 3, act=nn.ReLU)] if out else [nn.MaxPool2d(2)]
+        into = out or into
+    head = [nn.Flatten(), nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, classes)]
+    model = nn.Sequential(*layers, *head)
+    _start(model)
+    return model
+
+
+def lenet300() -> nn.Module:
+    """LeNet-300-100: dense layers only, 266,610 parameters. Input (N, 1, 28, 28)."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
 
 
 def with_pixel_norm(model: nn.Module, channels: int = 3) -> nn.Module:
