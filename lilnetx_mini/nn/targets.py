@@ -25,9 +25,9 @@ from .export import to_model
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 LATE = 0.1  # share of the path's length that passes before it starts: latents have to shrink before one is rounded to zero
-AIM = 0.985  # the path ends a little below what was asked: a file for 40 kB should fit into them
+AIM = {"size": 0.99}  # the path to a size ends a little below what was asked: a file for 40 kB should fit into them
 PROPORTIONAL, INTEGRAL = 3.0, 0.3  # of the controller, for logarithms, at every look
-STICKY = 4.0  # times faster back when too much has become zero, as that seldom comes back by itself
+STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 FIRST = 0.3  # factor of both multipliers at the start
 FASTEST = 1.0  # most that the logarithm of a multiplier changes in a look
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
@@ -179,7 +179,7 @@ class Steering:
         value = max(value, 1e-6)
         start = self._start.setdefault(name, value)
         done = max(0.0, (progress - LATE) / (1 - LATE))
-        error = math.log(value) - (math.log(start) + (math.log(AIM * target) - math.log(start)) * done)
+        error = math.log(value) - (math.log(start) + (math.log(AIM.get(name, 1.0) * target) - math.log(start)) * done)
         error *= STICKY if error < 0 else 1.0
         before = self._error.get(name, error)
         self._error[name] = error
