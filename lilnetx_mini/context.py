@@ -6,7 +6,8 @@ decision ("is this slice zero?", "is this coefficient zero?", "negative?", "larg
 contexts at once, each a counter that has seen the decisions made in its situation; a small online mixer weighs their
 opinions (logistic mixing, as in Mahoney's PAQ), and a binary arithmetic coder turns prediction and outcome into bytes.
 
-What each context buys: bytes that the latents of trained files take more when it says nothing any more.
+What each context buys: bytes that the latents of trained files take more when it says nothing any more
+(`benchmarks/contexts.py`).
 
                                 digits   LeNet5   ResNet-20
     all of them                  2,575    2,035      34,017

@@ -5,7 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from lilnetx_mini import lnx
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -59,3 +62,16 @@ def test_a_training_step_is_compared_with_the_plain_one(optimizer, monkeypatch, 
     load("training").main()
     result = json.loads(capsys.readouterr().out)
     assert result["step_ratio"]["cpu"] == result["devices"]["cpu"]["ratio"] > 0
+
+
+def test_every_context_can_still_be_silenced(golden):
+    """Each expression that the benchmark changes is there, once; and the latents that it codes are the file's."""
+    benchmark = load("contexts")
+    source = (benchmark.ROOT / "lilnetx_mini" / "context.py").read_text()
+    assert all(source.count(before) == 1 for before, _ in benchmark.SILENCED.values() if before)
+    arrays = benchmark.latents([golden / "digits.lnx"])
+    groups = lnx.read(golden / "digits.lnx").groups
+    assert all(np.array_equal(a, g.q) for a, g in zip(arrays.values(), groups, strict=True))
+    for name, q in arrays.items():
+        _, _, shapes, _ = json.loads(name)
+        assert sum(a * b for a, b in shapes) == len(q)
