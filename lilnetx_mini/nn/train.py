@@ -149,6 +149,7 @@ class Run:
     def _optimise(self) -> None:
         if self.recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        self.network = torch.compile(self.model, dynamic=False) if self.recipe.compile else self.model
         self.optimizers = optimizers(self.model, self.compressor, self.recipe)
         self.peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
 
@@ -242,7 +243,8 @@ class Run:
             x = flipped(x, self.generator) if self.recipe.flip else x
             x = x.to(memory_format=torch.channels_last) if self.recipe.channels_last else x
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                loss = F.cross_entropy(self.model(x), self.classes[part], label_smoothing=self.recipe.label_smoothing)
+                network = self.network if len(part) == self.recipe.batch else self.model  # compiled for one size
+                loss = F.cross_entropy(network(x), self.classes[part], label_smoothing=self.recipe.label_smoothing)
             total += loss.detach() * len(part)  # added up where it is: nobody waits for the GPU
             if self.compressor:
                 p, (lam_rate, lam_group) = self.compressor.penalty(), self._multipliers()
