@@ -1,10 +1,13 @@
-"""The command line: ``lilnetx train | info | evaluate | predict | bench | export``."""
+"""The command line: ``lilnetx train | sweep | info | evaluate | predict | bench | export``."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +26,7 @@ app = typer.Typer(
 )
 
 FileArgument = Annotated[Path, typer.Argument(help="an .lnx file")]
+IMAGES = 1000  # at a time, in evaluation
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -41,15 +45,33 @@ def _options(
     pass
 
 
+RecipeArgument = Annotated[str, typer.Argument(help="what to train; an unknown name lists what there is")]
+OutOption = Annotated[Path | None, typer.Option(help="folder for checkpoints and results [default: runs/RECIPE]")]
+SeedsOption = Annotated[str, typer.Option(help="one or more seeds, with commas")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a setting of the recipe; may be repeated")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:NAME", help="train a network of your own, made by a class or function without arguments"),
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data-dir", help="folder of the data sets [default: LILNETX_DATA, else they are downloaded]")
+]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="start again, even where there is a checkpoint to resume")]
+JobsOption = Annotated[int | None, typer.Option(min=1, help="runs at a time [default: as many as there are processors for]")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+
+
 @app.command(epilog="Example: lilnetx train digits --seeds 0,1,2 --set epochs=30")
 def train(
-    recipe: Annotated[str, typer.Argument(help="what to train: digits, or cifar10_resnet20 (data in LILNETX_DATA)")],
-    out: Annotated[Path | None, typer.Option(help="folder for checkpoints and results [default: runs/RECIPE]")] = None,
-    seeds: Annotated[str, typer.Option(help="one or more seeds, with commas")] = "0",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="change a setting of the recipe; may be repeated"),
-    ] = None,
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    seeds: SeedsOption = "0",
+    settings: SetOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
     target_size: Annotated[
         str | None, typer.Option(metavar="BYTES", help="bytes that the whole file should take: 40kB, 1.5MB, 3000")
     ] = None,
@@ -59,33 +81,82 @@ def train(
     target_slices: Annotated[
         float | None, typer.Option(metavar="SHARE", help="share of kernel slices that should be zero, such as 0.9")
     ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="find the smallest file at most so many points below the plain network: several runs"),
+    ] = None,
     plain: Annotated[bool, typer.Option(help="train the plain network too, to compare")] = True,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="start again, even where there is a checkpoint to resume")
-    ] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time [default: one a processor]")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one")] = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
+    fresh: FreshOption = False,
+    jobs: JobsOption = None,
+    device: DeviceOption = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show shapes, memory, steps and time, and train nothing")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a recipe, write its .lnx file, evaluate it in a fresh process, and show sizes and accuracies.
 
     With a target, the multipliers of the penalties follow the gap to it. A run that was interrupted continues where its last
-    checkpoint stands, to the same numbers.
+    checkpoint stands, to the same numbers. torchrun ... -m lilnetx_mini train ... uses several processes or machines.
     """
-    from .nn import report
+    from .nn import estimate, recipes, report
+    from .nn import sweep as several
 
-    changes = dict(_pair(s) for s in settings or [])
     asked = {"target_size": target_size and _bytes(target_size), "target_flops": target_flops, "target_slices": target_slices}
-    changes |= {k: str(v) for k, v in asked.items() if v is not None}
-    folder = out or Path("runs") / recipe
-    try:
-        result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, fresh, jobs, not quiet, _device(device))
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the same command continues from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+    changes = _changes(settings, model, data_dir) | {k: str(v) for k, v in asked.items() if v is not None}
+    folder, options = out or Path("runs") / recipe, (fresh, jobs, not quiet, _device(device))
+    if dry_run:
+        typer.echo(estimate.table(estimate.estimate(recipes.get(recipe, changes), _device(device))))
+        return
+    with _resumable():
+        if max_accuracy_drop is None:
+            result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, *options)
+        else:
+            named = dict(zip(("fresh", "jobs", "progress", "device"), options, strict=True))
+            result = several.smallest(recipe, changes, max_accuracy_drop, _seeds(seeds), folder, typer.echo, **named)
+    if result is None:  # another process of torchrun
+        return
     report.picture(result, folder / "report.png")
     typer.echo(report.table(result))
     typer.echo(f"picture: {folder / 'report.png'}")
+
+
+@app.command(epilog="Example: lilnetx sweep digits --lam-rate 0.5,1,2,4")
+def sweep(
+    recipe: RecipeArgument,
+    lam_rate: Annotated[str | None, typer.Option(metavar="A,B,C", help="multipliers of the rate; that of the groups follows")] = None,
+    target_size: Annotated[str | None, typer.Option(metavar="A,B,C", help="sizes of the whole file: 20kB,40kB,80kB")] = None,
+    target_flops: Annotated[str | None, typer.Option(metavar="A,B,C", help="shares of multiply-adds that should be left")] = None,
+    target_slices: Annotated[str | None, typer.Option(metavar="A,B,C", help="shares of slices that should be zero")] = None,
+    out: OutOption = None,
+    seeds: SeedsOption = "0",
+    settings: SetOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    fresh: FreshOption = False,
+    jobs: JobsOption = None,
+    device: DeviceOption = "cpu",
+    quiet: QuietOption = False,
+) -> None:
+    """Train a recipe once for each of several values: the curve of size against accuracy, as JSON and PNG.
+
+    What has been trained is kept: the same command continues, and with more values adds their points.
+    """
+    from .nn import sweep as several
+
+    given = {"lam_rate": lam_rate, "target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
+    given = {k: v for k, v in given.items() if v is not None}
+    if len(given) != 1:
+        raise InputError(f"one of {', '.join('--' + k.replace('_', '-') for k in _OVER)} is needed, with values and commas")
+    ((key, text),) = given.items()
+    values = [_OVER[key](v) for v in text.split(",")]
+    folder = out or Path("runs") / f"sweep-{recipe}"
+    options = {"fresh": fresh, "jobs": jobs, "progress": not quiet, "device": _device(device)}
+    with _resumable():
+        result = several.sweep(recipe, _changes(settings, model, data_dir), key, values, _seeds(seeds), folder, **options)
+    if result is None:
+        return
+    several.picture(result, folder / "sweep.png")
+    typer.echo(several.table(result))
+    typer.echo(f"{folder / 'sweep.json'}, picture: {folder / 'sweep.png'}")
 
 
 @app.command(epilog="Example: lilnetx info model.lnx --json")
@@ -123,15 +194,20 @@ def info(
 @app.command(epilog="Example: lilnetx evaluate runs/digits/model.lnx --data digits")
 def evaluate(
     file: FileArgument,
-    data: Annotated[str, typer.Option(help="a data set's name (digits), or an .npz with x and y")],
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, cifar10, cifar100 or imagenet (in LILNETX_DATA), or an .npz with x and y")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Test accuracy of a file, with the torch-free runtime."""
+    import numpy as np
+
     from .data import test_split
     from .runtime import Network
 
-    split = test_split(data)
-    right = int((Network.load(file).predict(split.x) == split.y).sum())
+    split, network, right = test_split(data), Network.load(file), 0
+    for part in np.array_split(np.arange(len(split)), -(-len(split) // IMAGES)):
+        right += int((network.predict(split.images(part)) == split.y[part]).sum())
     if as_json:
         typer.echo(json.dumps({"accuracy": right / len(split), "right": right, "images": len(split)}))
     else:
@@ -237,6 +313,29 @@ def export(
     typer.echo(f'  outputs = session.run(None, {{"input": x}})[0]    # x: ({shape}) float32')
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{text!r} is not a number") from None
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; the same command continues from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+def _changes(settings: list[str] | None, model: str | None, data_dir: Path | None) -> dict[str, str]:
+    """Settings of the recipe to change; the data folder goes to the environment, for all processes to see."""
+    if data_dir:
+        os.environ["LILNETX_DATA"] = str(data_dir.resolve())
+    return dict(_pair(s) for s in settings or []) | ({"own_model": model} if model else {})
+
+
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
@@ -259,7 +358,11 @@ def _bytes(text: str) -> float:
         number = 0.0
     if number <= 0:
         raise InputError(f"a size of {text!r}: write it as 40kB, 1.5MB or 3000")
-    return number * (1024 if match[3] else 1000) ** " kM".index(match[2].lower().replace("m", "M") or " ")
+    power = {"": 0, "k": 1, "m": 2}[match[2].lower()]
+    return number * (1024 if match[3] else 1000) ** power
+
+
+_OVER = {"lam_rate": _number, "target_size": _bytes, "target_flops": _number, "target_slices": _number}
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,8 +1,12 @@
-"""Images and labels as arrays, split once and for all."""
+"""Images and labels, split once and for all: small sets as arrays, ImageNet as files.
+
+CIFAR and MNIST come from a folder of the user's (LILNETX_DATA), or are downloaded once from where they are published.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import pickletools
 import zipfile
@@ -19,22 +23,96 @@ DIGITS_TEST, DIGITS_VALIDATION = 360, 180  # of 1,797 images
 
 @dataclass(frozen=True)
 class Split:
-    """x (N, channels, H, W) float32 in 0 .. 1, y (N,) int64 classes."""
+    """Pixels x (N, channels, H, W), uint8 as they are stored or float32 in 0 .. 1, and classes y (N,) int64.
 
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    What is trained need not be a classifier: y may hold targets of any shape.
+    """
+
+    x: NDArray[np.uint8] | NDArray[np.float32]
+    y: NDArray
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def first(self, count: int) -> Split:
+        """The first images only; 0 for all."""
+        return Split(self.x[: count or None], self.y[: count or None])
+
+    def images(self, part: slice | NDArray = slice(None)) -> NDArray[np.float32]:
+        """Some images, all unless said otherwise, as a network takes them: float32 in 0 .. 1."""
+        return _scaled(self.x[part])
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A data set that stays on disk: image files, with the classes y (N,) int64 of their folders.
+
+    size  of the square images that the network takes
+    """
+
+    paths: list[Path]
+    y: NDArray[np.int64]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def first(self, count: int) -> ImageFiles:
+        """So many images only, of all classes; 0 for all."""
+        some = np.linspace(0, len(self) - 1, min(count, len(self)) or len(self)).astype(int)
+        return ImageFiles([self.paths[i] for i in some], self.y[some], self.size)
+
+    def view(self, index: int, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
+        """One image, (3, size, size).
+
+        rng     cuts out a part at random, 8 to 100 % of the area at aspect ratios of 3/4 to 4/3 (Szegedy et al. 2015), and mirrors
+                every second. Without one: the middle, after the short side has become 256/224 of `size`
+        raises  InputError that names a file that cannot be read
+        """
+        try:
+            from PIL import Image
+        except ImportError:
+            raise MissingExtraError("Pillow", "images") from None
+        path, size = self.paths[index], self.size
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as e:  # damaged files make decoders fail in many ways
+            raise InputError(f"{path} is not an image that Pillow can read: {e}") from None
+        box = _middle(image.size, size) if rng is None else _any_part(image.size, rng)
+        pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)
+        return pixels[:, :, ::-1].copy() if rng is not None and rng.random() < 0.5 else pixels.copy()
+
+    def images(self, part: slice | NDArray = slice(None)) -> NDArray[np.float32]:
+        """Some images, as a network takes them: (N, 3, size, size) float32 in 0 .. 1."""
+        return _scaled(np.stack([self.view(i) for i in np.arange(len(self))[part]]))
+
+
+def _middle(shape: tuple[int, int], size: int) -> tuple[float, float, float, float]:
+    side = min(shape) * 224 / 256
+    left, top = (shape[0] - side) / 2, (shape[1] - side) / 2
+    return left, top, left + side, top + side
+
+
+def _any_part(shape: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
+    width, height = shape
+    for _ in range(10):
+        area, aspect = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return left, top, left + w, top + h
+    side = min(shape)
+    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 
 @dataclass(frozen=True)
 class Splits:
     """The three parts of a data set. The test part is for final numbers only."""
 
-    train: Split
-    validation: Split
-    test: Split
+    train: Split | ImageFiles
+    validation: Split | ImageFiles
+    test: Split | ImageFiles
 
 
 def digits() -> Splits:
@@ -51,14 +129,63 @@ def digits() -> Splits:
     return Splits(*(Split(x[part], y[part]) for part in (train, validation, test)))
 
 
-def data_folder(folder: str | os.PathLike | None = None) -> Path:
-    """Where data sets lie: `folder`, or what LILNETX_DATA names; DataError if neither is a folder."""
+def data_folder(folder: str | os.PathLike | None = None) -> Path | None:
+    """Where data sets lie: `folder`, or what LILNETX_DATA names; None if neither is given, DataError if it is no folder."""
     named = folder or os.environ.get("LILNETX_DATA")
-    if not named:
-        raise DataError("no data folder: set LILNETX_DATA to the one that holds mnist/ and cifar-10-batches-py/")
-    if not Path(named).is_dir():
-        raise DataError(f"the data folder {named} does not exist: check LILNETX_DATA")
-    return Path(named)
+    if named and not Path(named).is_dir():
+        raise DataError(f"the data folder {named} does not exist: check --data-dir or LILNETX_DATA")
+    return Path(named) if named else None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where a data set is published: the folder it makes, the files to get with their MD5, and whether they are unpacked."""
+
+    folder: str
+    url: str
+    files: dict[str, str]
+    unpack: bool
+
+
+CIFAR = "https://www.cs.toronto.edu/~kriz/"
+ARCHIVES = {
+    "cifar10": Archive("cifar-10-batches-py", CIFAR, {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}, True),
+    "cifar100": Archive("cifar-100-python", CIFAR, {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}, True),
+    "mnist": Archive(
+        "mnist",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        False,
+    ),
+}
+
+
+def _published(name: str, folder: str | os.PathLike | None) -> Path:
+    """The folder of one data set: in the user's data folder, or downloaded once where none is named."""
+    archive, base = ARCHIVES[name], data_folder(folder)
+    if base:
+        return base / archive.folder
+    try:
+        import pooch
+    except ImportError:
+        raise MissingExtraError("pooch", "train") from None
+    cache = Path(pooch.os_cache("lilnetx-mini"))
+    for file, md5 in archive.files.items():
+        where = cache if archive.unpack else cache / archive.folder
+        processor = pooch.Untar(extract_dir=".") if archive.unpack else None
+        try:
+            pooch.retrieve(archive.url + file, f"md5:{md5}", file, where, processor, progressbar=True)
+        except Exception as e:  # no network, a wrong checksum, a full disk
+            raise DataError(
+                f"{name} could not be downloaded from {archive.url + file} ({type(e).__name__}: {str(e).splitlines()[0]}): if you "
+                f"have it, name the folder that holds {archive.folder}/ with --data-dir or LILNETX_DATA"
+            ) from None
+    return cache / archive.folder
 
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -77,46 +204,82 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 def mnist(folder: str | os.PathLike | None = None) -> Splits:
     """MNIST from its four files in ``FOLDER/mnist``; the last 5,000 training images are for validation. x (N, 1, 28, 28)."""
-    where = data_folder(folder) / "mnist"
+    where = _published("mnist", folder)
     parts = {}
     for part in ("train", "t10k"):
         x, y = _idx(where / f"{part}-images-idx3-ubyte.gz", 3), _idx(where / f"{part}-labels-idx1-ubyte.gz", 1)
-        parts[part] = Split((x[:, None] / np.float32(255)), y.astype(np.int64))
+        parts[part] = Split(x[:, None], y.astype(np.int64))
     return _held_out(parts["train"], parts["t10k"])
 
 
-def _cifar_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images and labels of one of CIFAR-10's files. They are pickles, which may hold code: this reads them without running any."""
+def _cifar_batch(path: Path, label: bytes) -> Split:
+    """Images and labels of one of CIFAR's files. They are pickles, which may hold code: this reads them without running any."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"there is no file {path}: the official cifar-10-batches-py folder is needed in {path.parent.parent}"
+            f"there is no file {path}: the official {path.parent.name} folder is needed in {path.parent.parent}"
         ) from None
     pixels, labels, key = b"", [], None
     try:
         for op, value, _ in pickletools.genops(raw):
             if isinstance(value, (bytes, bytearray, str)):
                 text = value.encode("latin-1") if isinstance(value, str) else bytes(value)
-                key = text if text in (b"labels", b"data", b"filenames", b"batch_label") else key
+                key = text if text in CIFAR_KEYS else key
                 pixels = text if len(text) > len(pixels) else pixels
-            elif key == b"labels" and op.name == "BININT1":
+            elif key == label and op.name == "BININT1":
                 labels.append(value)
     except Exception as e:  # whatever the parser meets in a file that is none
-        raise InputError(f"{path} is not a CIFAR-10 file: {type(e).__name__}: {e}") from None
+        raise InputError(f"{path} is not a CIFAR file: {type(e).__name__}: {e}") from None
     if not labels or len(pixels) != 3072 * len(labels):
-        raise InputError(f"{path} holds {len(pixels)} bytes of pixels and {len(labels)} labels: not a CIFAR-10 file")
-    return np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+        raise InputError(f"{path} holds {len(pixels)} bytes of pixels and {len(labels)} labels: not a CIFAR file")
+    return Split(np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32), np.array(labels, np.int64))
+
+
+CIFAR_KEYS = (b"labels", b"fine_labels", b"coarse_labels", b"data", b"filenames", b"batch_label")
 
 
 def cifar10(folder: str | os.PathLike | None = None) -> Splits:
     """CIFAR-10 from ``FOLDER/cifar-10-batches-py``; the last 5,000 training images are for validation. x (N, 3, 32, 32)."""
-    where = data_folder(folder) / "cifar-10-batches-py"
-    batches = [_cifar_batch(where / name) for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")]
-    train = Split(
-        np.concatenate([x for x, _ in batches[:5]]) / np.float32(255), np.concatenate([y for _, y in batches[:5]])
-    )
-    return _held_out(train, Split(batches[5][0] / np.float32(255), batches[5][1]))
+    where = _published("cifar10", folder)
+    parts = [_cifar_batch(where / f"data_batch_{k}", b"labels") for k in range(1, 6)]
+    train = Split(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
+    return _held_out(train, _cifar_batch(where / "test_batch", b"labels"))
+
+
+def cifar100(folder: str | os.PathLike | None = None) -> Splits:
+    """CIFAR-100 from ``FOLDER/cifar-100-python``, its 100 fine classes; validation as for CIFAR-10. x (N, 3, 32, 32)."""
+    where = _published("cifar100", folder)
+    return _held_out(*(_cifar_batch(where / name, b"fine_labels") for name in ("train", "test")))
+
+
+def imagenet(folder: str | os.PathLike | None = None, size: int = 224) -> Splits:
+    """Image files in ImageNet's layout: ``train/CLASS/*`` and ``val/CLASS/*`` in ``FOLDER/imagenet``, or in FOLDER itself.
+
+    Of every class's training images the last fiftieth, at least one, is for validation; val/ is the test part.
+    """
+    base = data_folder(folder)
+    layout = "train/CLASS/*.JPEG and val/CLASS/*.JPEG are needed in the folder that --data-dir or LILNETX_DATA names"
+    if base is None:
+        raise DataError(f"ImageNet cannot be downloaded without an account: {layout}")
+    base = base if (base / "train").is_dir() else base / "imagenet"
+    names = sorted(p.name for p in (base / "train").iterdir() if p.is_dir()) if (base / "train").is_dir() else []
+    if not names:
+        raise DataError(f"there are no classes in {base / 'train'}: {layout}")
+    train, held, test = [], [], []
+    for k, name in enumerate(names):
+        known = [(p, k) for p in _image_files(base / "train" / name)]
+        count = max(1, len(known) // 50)
+        train, held = train + known[:-count], held + known[-count:]
+        test += [(p, k) for p in _image_files(base / "val" / name)]
+    if not train or not test:
+        raise DataError(f"there are {len(train)} images to train with in {base} and {len(test)} to test with: {layout}")
+    return Splits(*(ImageFiles([p for p, _ in x], np.array([k for _, k in x], np.int64), size) for x in (train, held, test)))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    suffixes = (".jpeg", ".jpg", ".png", ".webp")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes) if folder.is_dir() else []
 
 
 def _held_out(train: Split, test: Split, validation: int = 5000) -> Splits:
@@ -129,7 +292,7 @@ def load_npz(path: str | os.PathLike) -> Split:
     """Images ``x`` and labels ``y`` from an .npz file; pixels as bytes become 0 .. 1. DataError or InputError say what is wrong."""
     if not Path(path).is_file():
         raise DataError(
-            f"there is no file {path}; give an .npz with arrays x (N, ...) and y (N,), or the name of a data set: digits"
+            f"there is no file {path}; give an .npz with arrays x (N, ...) and y (N,), or the name of a data set: {', '.join(SETS)}"
         )
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not an .npz file of plain arrays")
@@ -153,9 +316,12 @@ def _scaled(x: NDArray) -> NDArray:
     return x / np.float32(255) if x.dtype == np.uint8 else x
 
 
-def test_split(source: str) -> Split:
+SETS = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "cifar100": cifar100, "imagenet": imagenet}
+
+
+def test_split(source: str) -> Split | ImageFiles:
     """The test images of a data set by name, or an .npz file."""
-    return digits().test if source == "digits" else load_npz(source)
+    return SETS[source]().test if source in SETS else load_npz(source)
 
 
 def load_images(path: str | os.PathLike, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from lilnetx_mini import data
 from lilnetx_mini.errors import CheckpointError, DataError, InputError
 from lilnetx_mini.nn import recipes, reparameterize
-from lilnetx_mini.nn.train import Run, optimizers, shifted, warm_cosine
+from lilnetx_mini.nn.data import shifted
+from lilnetx_mini.nn.train import Run, optimizers, warm_cosine
 
 TINY = {"epochs": "3", "batch": "256"}
 

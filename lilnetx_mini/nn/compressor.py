@@ -101,6 +101,8 @@ class Compressor:
         self.groups = list(dict.fromkeys(w.group for w in weights))
         self.count = sum(math.prod(w.shape) for w in weights)
         self._costs: dict[Group, Tensor] = {}  # of every slice of a group, if they differ
+        self.rate_of = "noise"
+        self.generator: torch.Generator | None = None  # of the rate's noise; torch's own if there is none
 
     def tied_names(self) -> list[tuple[str, str]]:
         """State-dict names of tied weights: (the one that is stored, the one that shares it)."""
@@ -112,17 +114,34 @@ class Compressor:
         return torch.cat([w.latents for w in self.weights if w.group is group])
 
     def penalty(self) -> Penalty:
-        """Rate, group and l2 terms for the loss, from the latents as they are now; fresh noise at every call."""
+        """Rate, group and l2 terms for the loss, from the latents as they are now; fresh noise at every call.
+
+        With ``rate_of = "rounded"`` the rate is that of the rounded latents, and its gradient passes the rounding.
+        """
         bits = norms = squares = 0.0
         for group in self.groups:
             z = self.latents(group)
-            bits = bits + noisy_rate(z, group.density)
+            bits = bits + noisy_rate(z, group.density, self._offset(z.detach()))
             squares = squares + z.square().sum()
             if group.d > 1 or self.dense_prior:
                 each = slice_norms(z, self.order)
                 norms = norms + (each @ self._costs[group] if group in self._costs else each.sum())
         zero = squares.new_zeros(())
         return Penalty(bits / self.count, (norms + zero) / self.count, squares / self.count)
+
+    def _offset(self, z: Tensor) -> Tensor | None:
+        """What the rate adds to latents, None for fresh noise of torch's own generator."""
+        if self.rate_of == "rounded":
+            return torch.round(z) - z
+        if self.generator is None:
+            return None
+        return torch.rand(z.shape, generator=self.generator, device=z.device, dtype=z.dtype) - 0.5
+
+    def quantise_with(self, quantiser: str, sharpness: float = 1.0) -> None:
+        """How the network sees latents in training from now on: "straight", "noise" or "soft", see `Group.quantised`."""
+        for g in self.groups:
+            g.quantiser = quantiser
+            g.sharpness.fill_(sharpness)
 
     def weigh_slices(self, costs: dict[str, float]) -> None:
         """Let a slice count in the prior by what it costs.

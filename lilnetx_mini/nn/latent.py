@@ -28,6 +28,12 @@ def ste_round(z: Tensor) -> Tensor:
     return _RoundStraightThrough.apply(z)
 
 
+def soft_round(z: Tensor, sharpness: Tensor) -> Tensor:
+    """A smooth staircase through the whole numbers and the halves (Agustsson and Theis 2020): z at sharpness 0, round(z) far above."""
+    step = torch.floor(z) + 0.5
+    return step + 0.5 * torch.tanh(sharpness * (z - step)) / torch.tanh(sharpness / 2)
+
+
 def quantise(x: Tensor, bits: int = 8) -> Tensor:
     """What `lilnetx_mini.latent.quantise` will store of x, with a straight-through gradient: for the last epochs."""
     limit = 2 ** (bits - 1) - 1
@@ -50,6 +56,7 @@ class Group(nn.Module):
         self.kernel, self.kind, self.d = kernel, kind, math.prod(kernel)
         self.variance = core.decoder_variance(widest)
         self.stored_bits: int | None = None  # set in the last epochs: the decoder is then used as it will be stored
+        self.quantiser = "straight"
         if kind == "full" and self.d > 1:
             free = torch.randn(self.d, self.d) * math.sqrt(self.variance / self.d)
         else:
@@ -61,6 +68,7 @@ class Group(nn.Module):
             else torch.eye(self.d)
         )
         self.register_buffer("basis", basis, persistent=False)
+        self.register_buffer("sharpness", torch.ones(()), persistent=False)  # of soft rounding
         self.density = Density(self.d)
 
     @property
@@ -69,9 +77,22 @@ class Group(nn.Module):
         free = quantise(self.free, self.stored_bits) if self.stored_bits else self.free
         return free.view(self.d, self.d) if self.kind == "full" else free.view(-1, 1) * self.basis
 
+    def quantised(self, z: Tensor) -> Tensor:
+        """Latents as the network sees them: rounded, or, in training, what stands for rounding by the group's `quantiser`.
+
+        "straight"  rounded, with the gradient of the identity
+        "noise"     with uniform noise in their place, as in the rate
+        "soft"      rounded softly, by the group's `sharpness`
+        """
+        if self.training and self.quantiser == "noise":
+            return z + torch.rand_like(z) - 0.5
+        if self.training and self.quantiser == "soft":
+            return soft_round(z, self.sharpness)
+        return ste_round(z)
+
     def decode(self, z: Tensor) -> Tensor:
         """(S, d) latents to (S, d) weights."""
-        q = ste_round(z)
+        q = self.quantised(z)
         with torch.autocast(z.device.type, enabled=False):  # what is stored is what is trained, to the last bit
             return q * self.free if self.d == 1 and not self.stored_bits else q @ self.psi
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import data
 from ..errors import InputError
@@ -18,6 +21,7 @@ class Recipe:
     """One training run.
 
     epochs, batch      passes over the training images, images a step
+    images             train on the first so many images only; 0 for all
     optimizer          "adam", or "sgd" with Nesterov's momentum. With "sgd", latents step as their weights would: see
                        `Compressor.sgd_groups`
     lr                 peak rate of latents, decoders and the rest; rises over `warmup` of the steps, and falls to zero along a cosine
@@ -33,13 +37,27 @@ class Recipe:
     target_slices      share of slices that should be zero: multipliers then follow the gap, see `nn.targets`; 0 for none
     shift              images move by up to this many pixels
     flip               1: half of the images are mirrored left to right
+    cutout             side of a square of zeros in every image; 0 for none
     init               how latents start: "random", or "from_weights" for a model that is trained already
     levels             for "from_weights": quantisation steps in a standard deviation of the weights
+    quantiser          what the network computes with: "straight" (rounded latents, gradients pass), "noise" (latents with uniform
+                       noise) or "soft" (rounded ever more sharply); the last two for the first `hard` of the steps with latents
+    rate_of            what the rate is estimated for: "noise" (latents with uniform noise), or "rounded" latents
+    distill            share of the loss that is the distance to the trained plain network's classes, at this
+    temperature        by which both sides' outputs are divided; 0 for none
+    label_smoothing    share of the target spread over all classes
+    clip               largest norm of the gradient of latents and the rest; 0 for any
+    ema                share of a moving average of all weights that stays in a step; what is evaluated and stored is then the
+                       average. 0 for none
+    stored_decoders    share of the steps, at the end, that compute with 8-bit decoders as in the file
+    accumulate         pieces into which a batch is cut, for memory; norm layers see a piece at a time
     channels_last      1: compute with channels last in memory; a quarter faster for wide images on a CPU
     compile            1: torch.compile, a quarter faster for ResNet-20 on a CPU after a minute or two; needs a C++ compiler there
-    label_smoothing    share of the target spread over all classes
-    stored_decoders    share of the steps, at the end, that compute with 8-bit decoders as in the file
+    workers            processes that read images, where they stay on disk
     threads            of the processor, for one run; the numbers depend on it, so it belongs to the recipe
+    loss               (outputs, targets) to the mean loss of a batch; cross entropy if it is None
+    score, score_name  (outputs, targets) to one number an image, for evaluation, and what it is called; accuracy if it is None
+    own_model          where `model` comes from if it is the user's: "package.module:factory"
     """
 
     name: str
@@ -47,6 +65,7 @@ class Recipe:
     data: Callable[[], data.Splits]
     epochs: int
     batch: int
+    images: int = 0
     optimizer: str = "adam"
     lr: float = 0.01
     plain_lr: float = 0.01
@@ -65,13 +84,27 @@ class Recipe:
     target_slices: float = 0.0
     shift: int = 0
     flip: int = 0
+    cutout: int = 0
     init: str = "random"
     levels: float = 6.0
+    quantiser: str = "straight"
+    hard: float = 0.7
+    rate_of: str = "noise"
+    distill: float = 0.0
+    temperature: float = 4.0
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
+    stored_decoders: float = 0.2
+    accumulate: int = 1
     channels_last: int = 0
     compile: int = 0
-    label_smoothing: float = 0.0
-    stored_decoders: float = 0.2
+    workers: int = 2
     threads: int = 1
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    score: Callable[[Tensor, Tensor], Tensor] | None = None
+    score_name: str = "accuracy"
+    own_model: str = ""
 
 
 # fmt: off
@@ -85,21 +118,52 @@ RECIPES = {
         init="from_weights", levels=2.0, channels_last=1, threads=2,
     ),
 }
-
-
 # fmt: on
-CHOICES = {"optimizer": ("adam", "sgd"), "init": ("random", "from_weights")}
-FROM_ZERO = ("shift", "flip", "channels_last", "compile")  # whole numbers that may be 0
+
+CHOICES = {
+    "optimizer": ("adam", "sgd"),
+    "init": ("random", "from_weights"),
+    "quantiser": ("straight", "noise", "soft"),
+    "rate_of": ("noise", "rounded"),
+}
+FROM_ZERO = ("images", "shift", "flip", "cutout", "channels_last", "compile", "workers")  # whole numbers that may be 0
+SHARES = ("start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
 
 
 def get(name: str, changes: dict[str, str] | None = None) -> Recipe:
-    """A recipe by name, with some of its settings changed; InputError lists what there is."""
+    """A recipe by name, with some of its settings changed; InputError lists what there is.
+
+    changes  texts by setting; ``"own_model": "package.module:factory"`` trains that network instead of the recipe's
+    """
     if name not in RECIPES:
         raise InputError(f"no recipe {name!r}: there are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
+    recipe, changes = RECIPES[name], dict(changes or {})
+    own = changes.pop("own_model", "")
+    if own:
+        recipe = dataclasses.replace(recipe, model=_factory(own), own_model=own)
     types = {f.name: type(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
     types = {k: t for k, t in types.items() if t in (int, float) or k in CHOICES}
-    return dataclasses.replace(recipe, **{k: _value(k, text, types) for k, text in (changes or {}).items()})
+    return dataclasses.replace(recipe, **{k: _value(k, text, types) for k, text in changes.items()})
+
+
+def _factory(where: str) -> Callable[[], nn.Module]:
+    """What ``package.module:name`` names: a class or function without arguments that makes a network. The working folder counts."""
+    module, colon, name = where.partition(":")
+    if not (module and colon and name):
+        raise InputError(f"a model {where!r}: package.module:factory is needed, for example coursework.networks:MyNet")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except ImportError as e:
+        raise InputError(f"the module {module} of the model {where!r} cannot be imported: {e}") from None
+    factory = getattr(found, name, None)
+    if not callable(factory):
+        raise InputError(f"{module} has no class or function {name!r}")
+    made = factory()
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{where} makes a {type(made).__name__}, not a torch module")
+    return factory
 
 
 def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
@@ -113,6 +177,8 @@ def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
         value = types[key](text)
     except ValueError:
         raise InputError(f"{key}={text!r}: {types[key].__name__} expected") from None
+    if key in SHARES and value > 1:
+        raise InputError(f"{key}={text}: a share between 0 and 1 is needed")
     if not 0 <= value < float("inf") or (types[key] is int and key not in FROM_ZERO and value < 1):
         raise InputError(f"{key}={text}: out of range")
     return value

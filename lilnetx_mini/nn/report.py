@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,21 +11,26 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from .. import lnx
-from ..errors import LilnetxError
+from ..data import Split
+from ..errors import CheckpointError, LilnetxError
 from ..provenance import circumstances
-from .export import load_into
+from .compressor import Compressor
+from .export import Saved, load_into
 from .models import count_bytes
 from .recipes import Recipe, get
-from .train import Run, accuracy
+from .targets import measure
+from .train import Run, evaluate, right
 
 
 def _start_worker(lock) -> None:
@@ -53,28 +59,47 @@ def train_one(
 ) -> dict:
     """One run, resumed if its folder holds a checkpoint; writes the network beside it and returns what there is to report."""
     recipe = get(name, changes)
-    if fresh:
+    teacher = _finished(recipe, seed, Path(folder).parent / "plain", device) if compress and recipe.distill else None
+    run = Run(recipe, seed, folder, compress, device, teacher)
+    if fresh and run.world.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    run = Run(recipe, seed, folder, compress, device)
+    run.world.wait()
     run.resume()
     trained = run.fit(progress, position)
-    test = run.splits.test
-    result = {"seed": seed, "test_accuracy": accuracy(trained.model, test), **trained.metrics[-1]}
+    test = partial(evaluate, split=run.splits.test, score=recipe.score or right, world=run.world, workers=recipe.workers)
+    result = {"seed": seed, f"test_{recipe.score_name}": test(trained.model), **trained.metrics[-1]}
     if compress:
-        example = torch.from_numpy(run.splits.validation.x[:2])
-        saved = trained.compressor.save(Path(folder) / "model.lnx", example)
-        plain = load_into(recipe.model(), saved.path)
+        saved = _saved(run, trained.compressor, Path(folder) / "model.lnx")
+        plain = load_into(recipe.model(), saved.path).to(run.device)
+        left = measure(trained.compressor, run.example())
         result |= {
             "file_bytes": saved.file_bytes,
-            "module_accuracy": accuracy(plain, test),
+            f"module_{recipe.score_name}": test(plain),
             "runtime_difference": saved.difference,
+            "flops_left": None if math.isnan(left.flops) else left.flops,
+            "no_graph": saved.note,
         }
-    else:
+    elif run.world.rank == 0:
         state = trained.model.state_dict()
         data = b"".join(t.float().cpu().numpy().tobytes() for t in state.values())
         result |= {"float_bytes": len(data), "zip_bytes": _write_float(Path(folder), data)}
         assert len(data) == count_bytes(trained.model)
     return result
+
+
+def _saved(run: Run, compressor: Compressor, path: Path) -> Saved:
+    """The file, written by the first process; the others wait for it, and know what it says."""
+    saved = compressor.save(path, run.example()) if run.world.rank == 0 else None
+    run.world.wait()
+    return saved or Saved(str(path), path.stat().st_size, "", math.nan)
+
+
+def _finished(recipe: Recipe, seed: int, folder: Path, device: str | None) -> nn.Module:
+    """The plain network of a finished run."""
+    run = Run(recipe, seed, folder, compress=False, device=device)
+    if not run.resume() or run.epoch < recipe.epochs:
+        raise CheckpointError(f"{folder} holds no finished plain network, from which distill={recipe.distill} would learn")
+    return run.fit(progress=False).model
 
 
 def _write_float(folder: Path, data: bytes) -> int:
@@ -85,13 +110,31 @@ def _write_float(folder: Path, data: bytes) -> int:
     return os.path.getsize(folder / "float32.zip")
 
 
-def evaluate_elsewhere(path: Path, data: Path) -> float:
+def evaluate_elsewhere(path: Path, data: Path | str) -> float:
     """Accuracy of a file in a fresh process, through the command line and the torch-free runtime."""
     command = [sys.executable, "-m", "lilnetx_mini", "evaluate", str(path), "--data", str(data), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LilnetxError(f"{' '.join(command)} failed: {done.stderr.strip()}")
     return json.loads(done.stdout)["accuracy"]
+
+
+def _at_a_time(recipe: Recipe, device: str | None) -> int:
+    alone = device != "cpu" or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return 1 if alone else max(1, (os.cpu_count() or 1) // recipe.threads)
+
+
+def _done(tasks: list[tuple], jobs: int) -> Iterator[tuple[tuple, dict]]:
+    """Tasks and their results, as they finish."""
+    if min(len(tasks), jobs) == 1:
+        for task in tasks:
+            yield task, train_one(*task, 0)
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(),)) as pool:
+        futures = {pool.submit(train_one, *task, n): task for n, task in enumerate(tasks)}
+        for f in as_completed(futures):
+            yield futures[f], f.result()
 
 
 def main_job(
@@ -104,31 +147,27 @@ def main_job(
     jobs: int | None = None,
     progress: bool = True,
     device: str | None = "cpu",
-) -> dict:
+) -> dict | None:
     """Train every seed, as many at a time as there are processors, and return the report; it is in ``out/report.json`` too.
 
-    On a GPU they train one after the other, unless `jobs` says otherwise. The first seed's file becomes ``out/model.lnx``.
+    On a GPU they train one after the other, unless `jobs` says otherwise. The first seed's file becomes ``out/model.lnx``. Of the
+    processes of ``torchrun``, the first returns the report and the others None.
     """
     out, recipe = Path(out), get(name, changes)
     out.mkdir(parents=True, exist_ok=True)
     kinds = [True, False] if plain else [True]
-    tasks = [
-        (name, changes, seed, str(out / f"seed{seed}" / ("lilnetx" if c else "plain")), c, fresh, progress, device)
-        for c in kinds
-        for seed in seeds
-    ]
-    alone = 1 if device != "cpu" else max(1, (os.cpu_count() or 1) // recipe.threads)
-    jobs = min(len(tasks), jobs or alone)
+    stages = [[False], [True]] if recipe.distill else [kinds]  # a teacher comes first
     results: dict[bool, list[dict]] = {True: [], False: []}
-    if jobs == 1:
-        for task in tasks:
-            results[task[4]].append(train_one(*task, 0))
-    else:
-        context = get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(context.RLock(),)) as pool:
-            futures = {pool.submit(train_one, *task, n): task[4] for n, task in enumerate(tasks)}
-            for f in as_completed(futures):
-                results[futures[f]].append(f.result())
+    for stage in stages:
+        tasks = [
+            (name, changes, seed, str(out / f"seed{seed}" / ("lilnetx" if c else "plain")), c, fresh, progress, device)
+            for c in stage
+            for seed in seeds
+        ]
+        for task, result in _done(tasks, jobs or _at_a_time(recipe, device)):
+            results[task[4]].append(result)
+    if int(os.environ.get("RANK", "0")):
+        return None
     report = _collect(
         recipe, sorted(results[True], key=lambda r: r["seed"]), sorted(results[False], key=lambda r: r["seed"]), out
     )
@@ -137,15 +176,19 @@ def main_job(
 
 
 def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Path) -> dict:
-    test = recipe.data().test
-    with open(out / "test.npz", "wb") as f:
-        np.savez(f, x=test.x, y=test.y)
+    test, source = recipe.data().test, "imagenet"
+    if isinstance(test, Split):
+        source = out / "test.npz"
+        with open(source, "wb") as f:
+            np.savez(f, x=test.x, y=test.y)
     for r in compressed:
-        r["file_accuracy"] = evaluate_elsewhere(out / f"seed{r['seed']}" / "lilnetx" / "model.lnx", out / "test.npz")
+        file = out / f"seed{r['seed']}" / "lilnetx" / "model.lnx"
+        r["file_accuracy"] = r["module_accuracy"] if r["no_graph"] else evaluate_elsewhere(file, source)
     first = out / f"seed{compressed[0]['seed']}" / "lilnetx" / "model.lnx"
     lnx.write_atomic(out / "model.lnx", first.read_bytes())
     return {
         "recipe": recipe.name,
+        "asked": {k: getattr(recipe, k) for k in ASKED if getattr(recipe, k)},
         "made": circumstances(),
         "compressed": compressed,
         "plain": plain,
@@ -157,7 +200,16 @@ def _accuracies(rows: list[dict], key: str) -> str:
     return f"{100 * np.mean([r[key] for r in rows]):6.2f} %  ({', '.join(f'{100 * r[key]:.2f}' for r in rows)})"
 
 
+ASKED = {  # what was asked for, what became of it, and how to show both
+    "target_size": ("file_bytes", "{:,.0f} bytes"),
+    "target_flops": ("flops_left", "{:.1%} of the multiply-adds"),
+    "target_slices": ("slices_zero", "{:.1%} of the slices zero"),
+}
+
+
 def _mean_percent(rows: list[dict], key: str) -> str:
+    if rows[0][key] is None:
+        return "unknown"
     return f"{100 * np.mean([r[key] for r in rows]):.1f} %"
 
 
@@ -178,10 +230,23 @@ def table(report: dict) -> str:
     lines += [
         f"{'  as torch module':24}{'':17}   {_accuracies(rows, 'module_accuracy')}",
         f"{'  network in training':24}{'':17}   {_accuracies(rows, 'test_accuracy')}",
-        f"weights zero {_mean_percent(rows, 'weights_zero')}, slices zero {_mean_percent(rows, 'slices_zero')}",
+        f"weights zero {_mean_percent(rows, 'weights_zero')}, slices zero {_mean_percent(rows, 'slices_zero')}, "
+        f"multiply-adds left {_mean_percent(rows, 'flops_left')}",
+        *_promises(report),
+        *[f"accuracies are the torch module's, as the runtime cannot run it: {r['no_graph']}" for r in rows[:1] if r["no_graph"]],
         f"bytes of each seed: {', '.join(str(r['file_bytes']) for r in rows)}; the first is {report['file']}",
     ]
     return "\n".join(lines)
+
+
+def _promises(report: dict) -> list[str]:
+    """A line for every target: what was asked for, and what each seed has."""
+    lines = []
+    for name, asked in report["asked"].items():
+        key, style = ASKED[name]
+        got = ", ".join(style.format(r[key]).split(" ")[0] for r in report["compressed"])
+        lines.append(f"asked for {style.format(asked)}: {got}")
+    return lines
 
 
 def picture(report: dict, path: str | os.PathLike) -> None:

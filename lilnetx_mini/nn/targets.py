@@ -10,7 +10,8 @@ What has become zero seldom comes back, so it is the path that should arrive lat
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .. import lnx
 from ..errors import InputError
-from ..simplify import layer_macs, simplify
+from ..simplify import LAYERS, layer_macs, simplify
 from .compressor import Compressor
 from .export import to_model
 
@@ -73,7 +74,7 @@ def slice_macs(model: lnx.Model) -> tuple[int, int]:
     """Multiply-adds of a stored network: dense, and those of slices that are not zero, after removal of what does nothing."""
     graph, tensors, removed = simplify(model.graph, model.tensors())
     left = 0
-    weights = [tensors[node.attrs[0] - 1] for node in graph.nodes if node.op in ("conv", "conv_transpose", "linear")]
+    weights = [tensors[node.attrs[0] - 1] for node in graph.nodes if node.op in LAYERS]
     for w, macs in zip(weights, layer_macs(graph, tensors), strict=True):
         alive = w.reshape(*w.shape[:2], -1).any(2).mean() if w.size else 0.0
         left += round(macs * float(alive))
@@ -82,12 +83,9 @@ def slice_macs(model: lnx.Model) -> tuple[int, int]:
 
 @torch.no_grad()
 def measure(compressor: Compressor, example: Tensor) -> Measured:
-    """Write the file in memory and count."""
+    """Write the file in memory and count; multiply-adds are NaN for a network that the runtime cannot follow."""
     model, _ = to_model(compressor, example)
-    if model.graph is None:
-        dense, left = 1, 1
-    else:
-        dense, left = slice_macs(model)
+    dense, left = slice_macs(model) if model.graph is not None else (1, math.nan)
     return Measured(len(lnx.encode(model)), left / dense, compressor.zeros()[1])
 
 
@@ -95,48 +93,50 @@ class Steering:
     """Moves two multipliers, of the rate and of the slice norms, towards targets while a network trains.
 
     rates         learning rates of all steps to come, in any unit
+    agreed        of several processes, gives every one the numbers of the first
     rate, group   factors for the recipe's multipliers. Both follow the one target; of two, the first follows the size
     history       one dict a look: step, what was measured, the factors
     raises        InputError, as soon as it is known, if a target is out of reach, with what is in reach
     """
 
-    def __init__(self, targets: Targets, compressor: Compressor, example: Tensor, rates: list[float]) -> None:
-        self.targets, self.compressor, self.example = targets, compressor, example
+    def __init__(
+        self,
+        targets: Targets,
+        compressor: Compressor,
+        example: Tensor,
+        rates: list[float],
+        agreed: Callable[[list[float]], list[float]] = list,
+    ) -> None:
+        self.targets, self.compressor, self.example, self.agreed = targets, compressor, example, agreed
         self.every = max(1, len(rates) // LOOKS)
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
         self.rate = self.group = self._group = FIRST
         self.history: list[dict] = []
         self._start: dict[str, float] = {}
         self._error: dict[str, float] = {}
-        self._beside = 0.0  # bytes of the file besides latents
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
-        self._shares = self._layer_shares()
+        model, _ = to_model(compressor, example)
+        if model.graph is None and targets.flops is not None:
+            raise InputError(f"this network's multiply-adds cannot be counted: {model.note}")
+        self._shares = self._layer_shares(model)
         if targets.flops is not None:  # what a slice costs is what its norm should weigh
             compressor.dense_prior = True
             pairs = zip(compressor.weights, self._shares, strict=True)
             compressor.weigh_slices({w.name: share / math.prod(w.shape[:2]) for w, share in pairs})
-        self._check()
-
-    def _check(self) -> None:
-        if self.targets.size is None:
-            return
-        now = measure(self.compressor, self.example)
-        self._beside = now.size - self.compressor.coded_bytes()
-        if self.targets.size <= self._beside:
+        # bytes of the file besides latents
+        self._beside: float = len(lnx.encode(model)) - compressor.coded_bytes()
+        if targets.size is not None and targets.size <= self._beside:
             raise InputError(
-                f"a file of {self.targets.size:,.0f} bytes is out of reach: with all weights zero it would take about "
+                f"a file of {targets.size:,.0f} bytes is out of reach: with all weights zero it would take about "
                 f"{self._beside:,.0f} (norm layers, biases, names, graph)"
             )
 
-    def _layer_shares(self) -> list[float]:
-        """Of the dense multiply-adds, what each weight of the compressor has."""
-        model, _ = to_model(self.compressor, self.example)
-        if model.graph is None and self.targets.flops is not None:
-            raise InputError(f"this network's multiply-adds cannot be counted: {model.note}")
+    def _layer_shares(self, model: lnx.Model) -> list[float]:
+        """Of the dense multiply-adds, what each weight of the compressor has; zeros for a network without a graph."""
         by_name = dict.fromkeys((w.name for w in self.compressor.weights), 0.0)
         if model.graph is not None:
             names = model.tensor_names()
-            nodes = [n for n in model.graph.nodes if n.op in ("conv", "conv_transpose", "linear")]
+            nodes = [n for n in model.graph.nodes if n.op in LAYERS]
             for node, macs in zip(nodes, layer_macs(model.graph, model.tensors()), strict=True):
                 by_name[names[node.attrs[0] - 1]] = by_name.get(names[node.attrs[0] - 1], 0.0) + macs
         total = sum(by_name.values()) or 1.0
@@ -161,7 +161,7 @@ class Steering:
         """Call before every step, counted from the first with latents; most calls return at once."""
         if step % self.every:
             return
-        now, progress = self._measure(), float(self.pace[step])
+        now, progress = Measured(*self.agreed(list(astuple(self._measure())))), float(self.pace[step])
         asked = self.targets
         if asked.size is not None:
             self.rate = self.group = _moved(self.rate, self._change("size", now.size, asked.size, progress))

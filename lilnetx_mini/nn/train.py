@@ -1,4 +1,4 @@
-"""The training loop: one for plain networks and for compressed ones."""
+"""The training loop: one for plain networks and for compressed ones, in one process or several."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import io
 import json
 import math
 import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from ..data import Split
+from ..data import ImageFiles, Split
 from ..errors import CheckpointError, InputError
 from ..lnx import write_atomic
+from .average import Average
 from .compressor import Compressor, reparameterize
+from .data import Step, in_order, source
+from .distributed import ALONE, World, join
+from .objective import Objective
 from .recipes import Recipe
 from .targets import Steering, Targets
 
 MOMENTUM = 0.9
+SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
+SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
+BATCH = 1000  # images at a time in evaluation
 
 
 @dataclass(frozen=True)
@@ -33,35 +43,38 @@ class Trained:
     metrics: list[dict]
 
 
-def shifted(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Every image (N, C, H, W) moved by -most .. most pixels in each direction; what comes in is zero."""
-    if most == 0:
-        return x
-    n, _, h, w = x.shape
-    padded = F.pad(x, (most,) * 4)
-    dy, dx = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator).to(x.device)
-    count = torch.arange(max(x.shape), device=x.device)
-    rows, columns = (dy + count[:h]).view(n, 1, h, 1), (dx + count[:w]).view(n, 1, 1, w)
-    return padded[count[:n].view(n, 1, 1, 1), count[: x.shape[1]].view(1, -1, 1, 1), rows, columns]
-
-
-def flipped(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image (N, C, H, W) mirrored left to right with probability one half."""
-    mirror = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
-    return torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
+def right(outputs: Tensor, classes: Tensor) -> Tensor:
+    """One for every image whose largest output is its class, zero for the others."""
+    return (outputs.argmax(1) == classes).double()
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, split: Split, batch: int = 1000) -> float:
-    """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
+def evaluate(
+    model: nn.Module,
+    split: Split | ImageFiles,
+    score: Callable[[Tensor, Tensor], Tensor] = right,
+    batch: int = BATCH,
+    world: World = ALONE,
+    workers: int = 0,
+) -> float:
+    """Mean of a score over a split, in eval mode; the mode it had comes back. Several processes share the work.
+
+    score  (outputs, targets) to one number an image, (N,)
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    right = 0
-    for i in range(0, len(split), batch):
-        classes = model(torch.from_numpy(split.x[i : i + batch]).to(device)).argmax(1).cpu().numpy()
-        right += int((classes == split.y[i : i + batch]).sum())
+    world.share(model.buffers())
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for x, y in in_order(split, device, batch, world, workers):
+        total += torch.stack([score(model(x), y).double().sum(), total.new_tensor(len(y))])
     model.train(was_training)
-    return right / len(split)
+    points, count = world.add(total.tolist(), device)
+    return points / max(count, 1)
+
+
+def accuracy(model: nn.Module, split: Split | ImageFiles, batch: int = BATCH) -> float:
+    """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
+    return evaluate(model, split, right, batch)
 
 
 def warm_cosine(progress: float, warmup: float) -> float:
@@ -97,12 +110,23 @@ def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) 
     ]
 
 
-class Run:
-    """One training run in a folder, resumable to the same numbers.
+def _device(name: str | None) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: torch sees no GPU here")
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
 
-    folder     holds checkpoint.pt (written whole after every epoch) and metrics.jsonl
+
+class Run:
+    """One training run in a folder, resumable to the same numbers. Under ``torchrun``, one of the processes that share it.
+
+    folder     holds checkpoint.pt (written whole after every epoch, and every ten minutes) and metrics.jsonl
     compress   reparameterise the network and add the penalties
     device     "cpu", "cuda", or None for a GPU if there is one; images lie there, and on a GPU the network computes in bfloat16
+    teacher    a trained network, for recipes with distillation
     """
 
     def __init__(
@@ -112,22 +136,27 @@ class Run:
         folder: str | os.PathLike,
         compress: bool = True,
         device: str | None = "cpu",
+        teacher: nn.Module | None = None,
     ) -> None:
         self.recipe, self.seed, self.folder, self.compress = recipe, seed, Path(folder), compress
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda: torch sees no GPU here")
+        self.device = _device(device)
+        self.world = join(self.device)
+        if compress and (recipe.distill > 0) != (teacher is not None):
+            raise InputError(f"distill={recipe.distill} and {'no' if teacher is None else 'a'} teacher: one needs the other")
+        self.objective = Objective(recipe, teacher.to(self.device) if compress and teacher is not None else None)
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(seed)
         self.splits = recipe.data()
-        self.images, self.classes = (torch.from_numpy(a).to(self.device) for a in (self.splits.train.x, self.splits.train.y))
-        self.generator = torch.Generator().manual_seed(seed)
-        self.steps_an_epoch = math.ceil(len(self.splits.train) / recipe.batch)
+        self.source = source(self.splits.train.first(recipe.images), recipe, self.device, self.world, seed)
+        self.generator = torch.Generator().manual_seed(seed)  # of the order of images, and of what varies them
+        self.steps_an_epoch = math.ceil(len(self.source) / recipe.batch)
         self.steps = recipe.epochs * self.steps_an_epoch
         self.begin = round(recipe.start * self.steps)  # the step at which weights become latents
         if self.begin >= self.steps:
             raise InputError(f"start={recipe.start}: a share below 1 is needed, or the weights never become latents")
-        self.epoch, self.metrics = 0, []
+        self.epoch, self.step, self.metrics = 0, 0, []  # the step within the epoch
+        self._before = self.generator.get_state()  # the generator at the start of the epoch
+        self._total = torch.zeros((), device=self.device, dtype=torch.float64)  # of losses in the epoch
         self.model = recipe.model().to(self.device)
         self.compressor: Compressor | None = None
         self.steering: Steering | None = None
@@ -136,22 +165,36 @@ class Run:
         if compress and self.begin == 0:
             self._reparameterize()
 
+    def example(self) -> Tensor:
+        """Two images of the validation part, for tracing: (2, C, H, W)."""
+        return torch.from_numpy(self.splits.validation.images(slice(2)))
+
     def _reparameterize(self) -> None:
         """From here on the weights are latents, and the optimisers start anew."""
         init = self.recipe.init if self.begin == 0 else "from_weights"
         self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels)
+        self.compressor.rate_of = self.recipe.rate_of
+        if self.world.size * self.recipe.accumulate > 1:  # so that the noise does not depend on who works on which images
+            self.compressor.generator = torch.Generator(self.device).manual_seed(self.seed)
         self._optimise()
         if self.targets:
-            example = torch.from_numpy(self.splits.validation.x[:2])
             rates = [warm_cosine(n / self.steps, self.recipe.warmup) for n in range(self.begin, self.steps)]
-            self.steering = Steering(self.targets, self.compressor, example, rates)
+            self.steering = Steering(self.targets, self.compressor, self.example(), rates, self._agreed)
+
+    def _agreed(self, numbers: list[float]) -> list[float]:
+        return self.world.from_first(numbers, self.device)
 
     def _optimise(self) -> None:
         if self.recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.network = torch.compile(self.model, dynamic=False) if self.recipe.compile else self.model
+        self.network = self.model
+        if self.world.size > 1:
+            devices = [self.device.index] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.model, devices)
+        self.compiled = torch.compile(self.network, dynamic=False) if self.recipe.compile else self.network
         self.optimizers = optimizers(self.model, self.compressor, self.recipe)
         self.peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        self.average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -160,16 +203,27 @@ class Run:
         return json.dumps({**numbers, "seed": self.seed, "compress": self.compress}, sort_keys=True)
 
     def _save(self) -> None:
+        """Write a checkpoint of the run as it is; of several processes, the first does."""
+        self.world.share(self.model.buffers())
+        total = self.world.add([float(self._total)], self.device)
+        if self.world.rank:
+            return
+        noise = self.compressor.generator if self.compressor else None
         state = {
             "settings": self._settings(),
             "epoch": self.epoch,
+            "step": self.step,
+            "total": total,
             "model": self.model.state_dict(),
             "compressed": self.compressor is not None,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "peaks": self.peaks,
+            "average": self.average.state() if self.average else None,
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "noise": noise.get_state() if noise else None,
             "generator": self.generator.get_state(),
+            "before": self._before,
             "metrics": json.dumps(self.metrics),
             "steering": json.dumps(self.steering.state() if self.steering else {}),
         }
@@ -200,28 +254,41 @@ class Run:
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(given)
         self.peaks = state["peaks"]  # those of latents depend on decoders, as they were when latents began
+        if self.average:
+            self.average.restore(state["average"])
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
+        if self.compressor and self.compressor.generator and state["noise"] is not None:
+            self.compressor.generator.set_state(state["noise"])
         self.generator.set_state(state["generator"])
-        self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])
+        self._before = state["before"]
+        self.epoch, self.step, self.metrics = state["epoch"], state["step"], json.loads(state["metrics"])
+        self._total.fill_(state["total"][0] if self.world.rank == 0 else 0.0)
         if self.steering:
             self.steering.restore(json.loads(state["steering"]))
-        self._schedule(self.epoch * self.steps_an_epoch)
+        self._schedule(self.epoch * self.steps_an_epoch + self.step)
         return True
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _schedule(self, step: int) -> float:
-        """Sets the learning rates for this step and returns the share of the penalties."""
+        """Sets what depends on the step alone and returns the share of the penalties."""
         if self.compress and not self.compressor and step >= self.begin:
             self._reparameterize()
         share = warm_cosine(step / self.steps, self.recipe.warmup)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
-        if self.compressor:
-            self.compressor.store_decoders(step >= (1 - self.recipe.stored_decoders) * self.steps)
+        if not self.compressor:
+            return 0.0
+        self.compressor.store_decoders(step >= (1 - self.recipe.stored_decoders) * self.steps)
+        done = (step - self.begin) / max(self.steps - self.begin, 1)
+        if self.recipe.quantiser != "straight":
+            soft = min(done / self.recipe.hard, 1.0) if self.recipe.hard else 1.0
+            self.compressor.quantise_with(
+                self.recipe.quantiser if soft < 1 else "straight", SOFTEST * (SHARPEST / SOFTEST) ** soft
+            )
         if self.steering:
             return 1.0
         return min(1.0, (step - self.begin) / max(self.recipe.ramp * (self.steps - self.begin), 1))
@@ -231,30 +298,74 @@ class Run:
         rate, group = self.recipe.lam_rate, self.recipe.lam_group
         return ((rate or 1.0) * self.steering.rate, (group or 1.0) * self.steering.group) if self.steering else (rate, group)
 
+    def _take(self, step: Step, share: float) -> None:
+        """One step of the optimisers, on the pieces of a batch that are this process's."""
+        r, count = self.recipe, sum(len(y) for _, y in step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        for n, (x, y) in enumerate(step):
+            last = n == len(step) - 1
+            x = x.to(memory_format=torch.channels_last) if r.channels_last else x
+            whole = len(y) * self.world.size * r.accumulate == r.batch
+            waits = nullcontext() if last or self.world.size == 1 else self.network.no_sync()
+            with waits:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                    loss = self.objective.task(self.compiled if whole else self.network, x, y)  # compiled for one size
+                self._total += loss.detach() * len(y)  # added up where it is: nobody waits for the GPU
+                if len(step) > 1:
+                    loss = loss * (len(y) / count)
+                if last and self.compressor:
+                    loss = loss + self.objective.penalties(self.compressor, share, *self._multipliers())
+                loss.backward()
+        if r.clip:
+            nn.utils.clip_grad_norm_([p for g in self.optimizers[0].param_groups for p in g["params"]], r.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average:
+            self.average.update()
+
     def _epoch(self) -> float:
+        """From where the epoch stands to its end; the mean loss of its images."""
         self.model.train()
-        total = torch.zeros((), device=self.device, dtype=torch.float64)
-        order = torch.randperm(len(self.classes), generator=self.generator).to(self.device)
-        for n, part in enumerate(order.split(self.recipe.batch)):
-            share = self._schedule(self.epoch * self.steps_an_epoch + n)
+        if self.step:  # resumed within an epoch: its order comes from the generator as it was at the start
+            now = self.generator.get_state()
+            self.generator.set_state(self._before)
+        else:
+            self._before = self.generator.get_state()
+            self._total.zero_()
+        order = torch.randperm(len(self.source), generator=self.generator)
+        if self.step:
+            self.generator.set_state(now)
+        saved, first = time.monotonic(), self.epoch * self.steps_an_epoch
+        for step in self.source.steps(order, self.epoch, self.step, self.generator):
+            share = self._schedule(first + self.step)
             if self.steering:
-                self.steering.look(self.epoch * self.steps_an_epoch + n - self.begin)
-            x = shifted(self.images[part], self.recipe.shift, self.generator)
-            x = flipped(x, self.generator) if self.recipe.flip else x
-            x = x.to(memory_format=torch.channels_last) if self.recipe.channels_last else x
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                network = self.network if len(part) == self.recipe.batch else self.model  # compiled for one size
-                loss = F.cross_entropy(network(x), self.classes[part], label_smoothing=self.recipe.label_smoothing)
-            total += loss.detach() * len(part)  # added up where it is: nobody waits for the GPU
+                with self.average.used() if self.average else nullcontext():
+                    self.steering.look(first + self.step - self.begin)
+            self._take(step, share)
+            self.step += 1
+            if self.step % 10 == 0 and self._agreed([time.monotonic() - saved])[0] > SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        self.step = 0
+        return self.world.add([float(self._total)], self.device)[0] / len(self.source)
+
+    def _line(self, loss: float) -> dict:
+        """What is known at the end of an epoch, with averaged weights where they are asked for."""
+        with self.average.used() if self.average else nullcontext():
+            r, held = self.recipe, self.splits.validation
+            score = evaluate(self.model, held, r.score or right, BATCH, self.world, r.workers)
+            line = {"epoch": self.epoch, "loss": round(loss, 5), f"validation_{r.score_name}": score}
+            if self.source.damaged:
+                line["damaged_images"] = self.source.damaged
             if self.compressor:
-                p, (lam_rate, lam_group) = self.compressor.penalty(), self._multipliers()
-                loss = loss + share * (lam_rate * p.rate + lam_group * p.group + self.recipe.lam_l2 * p.l2)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer in self.optimizers:
-                optimizer.step()
-        return float(total) / len(self.classes)
+                weights_zero, slices_zero = self.compressor.zeros()
+                line |= {
+                    "latent_bytes": self.compressor.coded_bytes(),
+                    "weights_zero": weights_zero,
+                    "slices_zero": slices_zero,
+                }
+        return line
 
     def fit(self, progress: bool = True, position: int = 0) -> Trained:
         """Train to the end, with a checkpoint after every epoch; `position` is the progress bar's line."""
@@ -264,33 +375,24 @@ class Run:
             initial=self.epoch,
             desc=label,
             unit="epoch",
-            disable=not progress,
+            disable=not progress or self.world.rank > 0,
             position=position,
         ) as bar:
             while self.epoch < self.recipe.epochs:
                 loss = self._epoch()
                 self.epoch += 1
-                line = {
-                    "epoch": self.epoch,
-                    "loss": round(loss, 5),
-                    "validation_accuracy": accuracy(self.model, self.splits.validation),
-                }
-                if self.compressor:
-                    weights_zero, slices_zero = self.compressor.zeros()
-                    line |= {
-                        "latent_bytes": self.compressor.coded_bytes(),
-                        "weights_zero": weights_zero,
-                        "slices_zero": slices_zero,
-                    }
-                self.metrics.append(line)
+                self.metrics.append(self._line(loss))
                 self._save()
-                bar.set_postfix(_postfix(line))
+                bar.set_postfix(_postfix(self.metrics[-1], self.recipe.score_name))
                 bar.update()
+        if self.average:
+            self.average.swap()
         return Trained(self.model, self.compressor, self.metrics)
 
 
-def _postfix(line: dict) -> dict[str, str]:
-    shown = {"loss": f"{line['loss']:.3f}", "acc": f"{100 * line['validation_accuracy']:.1f} %"}
+def _postfix(line: dict, name: str) -> dict[str, str]:
+    score = line[f"validation_{name}"]
+    shown = {"loss": f"{line['loss']:.3f}", **({"acc": f"{100 * score:.1f} %"} if name == "accuracy" else {name: f"{score:.4g}"})}
     if "latent_bytes" in line:
         shown |= {"kB": f"{line['latent_bytes'] / 1000:.2f}", "slices zero": f"{100 * line['slices_zero']:.0f} %"}
     return shown
