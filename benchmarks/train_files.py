@@ -34,7 +34,7 @@ def normalised_cifar10() -> data.Splits:
     """CIFAR-10 as the trained weights want it."""
     splits = data.cifar10()
     parts = (splits.train, splits.validation, splits.test)
-    return data.Splits(*(data.Split((p.x - MEAN[:, None, None]) / STD[:, None, None], p.y) for p in parts))
+    return data.Splits(*(data.Split((p.images() - MEAN[:, None, None]) / STD[:, None, None], p.y) for p in parts))
 
 
 def trained_resnet20(weights: str) -> torch.nn.Module:
@@ -83,8 +83,8 @@ def main() -> None:
     trained = run.fit()
     test = run.splits.test
     plain = accuracy(recipe.model(), test)
-    saved = trained.compressor.save(Path(a.results) / f"{a.name}.lnx", torch.from_numpy(test.x[:2]))
-    own = float((Network.load(saved.path).predict(test.x) == test.y).mean())
+    saved = trained.compressor.save(Path(a.results) / f"{a.name}.lnx", torch.from_numpy(test.images(slice(2))))
+    own = float((Network.load(saved.path).predict(test.images()) == test.y).mean())
     numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, (int, float, str))}
     record = {"accuracy": own, "plain_accuracy": plain, "file_bytes": saved.file_bytes, "float_bytes": models.count_bytes(recipe.model()),
               "slices_zero": trained.metrics[-1]["slices_zero"], "weights_zero": trained.metrics[-1]["weights_zero"],
