@@ -1,7 +1,12 @@
 """Real data sets from their official layouts, where the user has them; the layouts themselves on small files."""
 
+import functools
 import gzip
+import hashlib
+import http.server
 import pickle
+import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -59,3 +64,118 @@ def test_foreign_damaged_and_missing_files_are_named(tmp_path, monkeypatch):
         (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(content)
         with pytest.raises(InputError, match="IDX|damaged"):
             data.mnist(tmp_path)
+
+
+def test_cifar100_has_its_fine_classes(tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, n in (("train", 5100), ("test", 20)):
+        batch = {b"filenames": [b"x.png"], b"batch_label": b"a", b"fine_labels": (np.arange(n) % 100).tolist(),
+                 b"coarse_labels": [3] * n, b"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8)}  # fmt: skip
+        (folder / name).write_bytes(pickle.dumps(batch, 2))
+    splits = data.cifar100(tmp_path)
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [100, 5000, 20]
+    assert splits.test.y.tolist() == list(range(20)) and splits.train.y[-1] == 99
+
+
+def image_folder(tmp_path, classes=("n01", "n02", "n03"), train=4, val=2):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for k, name in enumerate(classes):
+            folder = tmp_path / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 100, (90 + 7 * i, 120, 3)) + 60 * k
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}_{i}.JPEG")
+    return tmp_path
+
+
+def test_image_folders_have_classes_and_a_part_held_out(tmp_path):
+    splits = data.imagenet(image_folder(tmp_path), size=64)
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [9, 3, 6]
+    assert splits.train.y.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and splits.validation.y.tolist() == [0, 1, 2]
+    assert not set(splits.train.paths) & set(splits.validation.paths)
+    assert splits.train.first(4).y.tolist() == [0, 0, 1, 2] and len(splits.train.first(0)) == 9
+    x = splits.test.images()
+    assert x.shape == (6, 3, 64, 64) and x.dtype == np.float32 and 0 <= x.min() and x.max() <= 1
+    means = x.mean((1, 2, 3))
+    assert means[:2].max() < means[2:4].min() and means[2:4].max() < means[4:].min()
+
+
+def test_the_middle_of_an_image_is_that_of_its_short_side(tmp_path):
+    from PIL import Image
+
+    pixels = np.zeros((256, 400, 3), np.uint8)
+    pixels[16:240, 88:312] = 200  # the middle 224 x 224
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    files = data.ImageFiles([path], np.array([0]), 224)
+    assert (files.view(0) == 200).all()
+    rng = np.random.default_rng(0)
+    views = [files.view(0, rng) for _ in range(40)]
+    assert all(v.shape == (3, 224, 224) for v in views) and len({v.tobytes() for v in views}) > 30
+    shares = [(v > 100).mean() for v in views]
+    assert min(shares) < 0.5 < max(shares)
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    splits = data.imagenet(image_folder(tmp_path), size=32)
+    splits.train.paths[0].write_bytes(splits.train.paths[0].read_bytes()[:700])
+    with pytest.raises(InputError, match="n01_0.JPEG is not an image"):
+        splits.train.view(0)
+
+
+def test_image_folders_that_are_none_are_described(tmp_path, monkeypatch):
+    monkeypatch.delenv("LILNETX_DATA", raising=False)
+    with pytest.raises(DataError, match="LILNETX_DATA"):
+        data.imagenet()
+    with pytest.raises(DataError, match="no classes .* train/CLASS"):
+        data.imagenet(tmp_path)
+    (tmp_path / "train" / "n01").mkdir(parents=True)
+    with pytest.raises(DataError, match="0 images"):
+        data.imagenet(tmp_path)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A web server with what the archives should be, a cache of its own, and no data folder."""
+    monkeypatch.delenv("LILNETX_DATA", raising=False)
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
+    site = tmp_path / "site"
+    site.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    monkeypatch.setattr(handler.func, "log_message", lambda *a: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield site, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def publish(monkeypatch, name, url, files, unpack):
+    sums = {p.name: hashlib.md5(p.read_bytes()).hexdigest() for p in files}
+    monkeypatch.setitem(data.ARCHIVES, name, data.Archive(data.ARCHIVES[name].folder, url, sums, unpack))
+
+
+def test_data_sets_are_downloaded_once_and_checked(published, tmp_path, monkeypatch):
+    site, url = published
+    cifar_folder(tmp_path, 2, False)
+    with tarfile.open(site / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    publish(monkeypatch, "cifar10", url, [site / "cifar-10-python.tar.gz"], True)
+    first = data.cifar10()
+    assert len(first.test) == 1500
+    (site / "cifar-10-python.tar.gz").unlink()  # not asked for again
+    assert (data.cifar10().test.x == first.test.x).all()
+
+
+def test_downloads_that_fail_say_what_to_do(published, monkeypatch):
+    site, url = published
+    with pytest.raises(DataError, match=r"mnist could not be downloaded .*folder that holds mnist/ with --data-dir or LILNETX_DATA"):
+        monkeypatch.setitem(data.ARCHIVES, "mnist", data.Archive("mnist", url, {"absent.gz": "0" * 32}, False))
+        data.mnist()
+    (site / "wrong.gz").write_bytes(b"something else")
+    monkeypatch.setitem(data.ARCHIVES, "mnist", data.Archive("mnist", url, {"wrong.gz": "0" * 32}, False))
+    with pytest.raises(DataError, match="could not be downloaded"):
+        data.mnist()

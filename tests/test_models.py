@@ -26,8 +26,9 @@ PUBLISHED = {
     "mobilenet_v2": (3_504_872, 0.30e9, 314, 224),
     "mobilenet_v3_small": (2_542_856, 0.0565e9, 244, 224),
     "mobilenet_v3_large": (5_483_032, 0.217e9, 312, 224),
+    "efficientnet_b0": (5_288_548, 0.386e9, 360, 224),
 }
-TRACED = ("resnet18", "resnet50", "mobilenet_v3_small")  # MobileNetV2 is traced below, when it is stored
+TRACED = ("resnet18", "resnet50", "mobilenet_v3_small", "efficientnet_b0")  # MobileNetV2 is traced below, when it is stored
 # Names in torchvision's checkpoints, with shapes: one of every kind of layer.
 NAMES = {
     "resnet18": {
@@ -72,6 +73,17 @@ NAMES = {
         "features.8.block.1.0.weight": (200, 1, 3, 3),
         "features.16.1.running_var": (960,),
         "classifier.0.bias": (1280,),
+    },
+    "efficientnet_b0": {
+        "features.0.0.weight": (32, 3, 3, 3),
+        "features.1.0.block.0.0.weight": (32, 1, 3, 3),
+        "features.1.0.block.1.fc1.weight": (8, 32, 1, 1),
+        "features.2.1.block.0.0.weight": (144, 24, 1, 1),
+        "features.5.2.block.1.0.weight": (672, 1, 5, 5),
+        "features.6.3.block.3.1.running_mean": (192,),
+        "features.7.0.block.2.fc2.weight": (1152, 48, 1, 1),
+        "features.8.0.weight": (1280, 320, 1, 1),
+        "classifier.1.weight": (1000, 1280),
     },
 }
 
@@ -241,6 +253,16 @@ def test_graphs_of_networks_for_small_images_compute_what_torch_computes(name):
     model, x = settle(make(), shape[1], shape[0]), torch.rand(2, *shape)
     captured = lx.capture(model, x)
     assert_same(interpret(captured.graph, captured.tensors(), x.numpy()), model, x)
+
+
+def test_shortcuts_are_taken_alone_now_and_then_in_training_only():
+    block = hollow("efficientnet_b0").features[6][3]
+    assert block.drop == pytest.approx(0.2 * 14 / 16) and hollow("efficientnet_b0").features[1][0].drop == 0
+    torch.manual_seed(0)
+    block = models.GatedResidual(4, 8, 4, 3, 1, torch.nn.SiLU, drop=0.5)
+    x = torch.randn(400, 4, 4, 4)
+    alone = (block.train()(x) == x).flatten(1).all(1)
+    assert 150 < int(alone.sum()) < 250 and not (block.eval()(x) == x).flatten(1).all(1).any()
 
 
 def test_depths_that_no_such_resnet_has_are_refused():

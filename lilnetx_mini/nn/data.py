@@ -92,7 +92,7 @@ class InMemory:
     damaged: int = 0
 
     def __init__(self, split: Split, recipe: Recipe, device: torch.device, world: World) -> None:
-        self.x, self.y = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (split.x, split.y))
+        self.x, self.y = (torch.tensor(a, device=device) for a in (split.x, split.y))
         self.recipe, self.world = recipe, world
 
     def __len__(self) -> int:

@@ -7,12 +7,15 @@ puts one of its checkpoints into them. No weights come with this package.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+
+Activation = Callable[[Tensor], Tensor]
 
 
 def _start(model: nn.Module) -> None:
@@ -86,9 +89,9 @@ def cifar_resnet(depth: int, width: int = 1, classes: int = 10) -> nn.Module:
     return CifarResNet((depth - 2) // 6, width, classes=classes)
 
 
-def cifar_resnet20(width: int = 1) -> nn.Module:
+def cifar_resnet20(width: int = 1, classes: int = 10) -> nn.Module:
     """ResNet-20: 0.27 M parameters at width 1, 4.3 M at width 4. Input (N, 3, 32, 32)."""
-    return cifar_resnet(20, width)
+    return cifar_resnet(20, width, classes)
 
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # channels; 0: halve the image
@@ -284,35 +287,58 @@ def mobilenet_v2(width: float = 1.0, classes: int = 1000) -> MobileNetV2:
 
 
 class SqueezeExcite(nn.Module):
-    """A gate between 0 and 1 for every channel, computed from the means of all (Hu et al. 2018)."""
+    """A gate between 0 and 1 for every channel, computed from the means of all (Hu et al. 2018).
 
-    def __init__(self, channels: int) -> None:
+    inner      channels between the two layers
+    act, gate  what follows the first layer, and the second
+    """
+
+    def __init__(self, channels: int, inner: int, act: Activation = F.relu, gate: Activation = F.hardsigmoid) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, _eighths(channels // 4), 1)
-        self.fc2 = nn.Conv2d(_eighths(channels // 4), channels, 1)
+        self.fc1, self.fc2 = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
+        self.act, self.gate = act, gate
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to the same."""
-        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))
-        return x * F.hardsigmoid(gate)
+        return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
 class GatedResidual(nn.Module):
-    """MobileNetV3's block: `InvertedResidual` with any kernel and activation, and with a `SqueezeExcite` if `gated`."""
+    """The block of MobileNetV3 and EfficientNet: `InvertedResidual` with any kernel and activation, and perhaps a gate.
+
+    gate  a `SqueezeExcite` after the depthwise convolution, or None
+    norm  options of the norm layers
+    drop  probability that an image, in training, takes the shortcut alone (Huang et al. 2016)
+    """
 
     def __init__(
-        self, into: int, inner: int, out: int, kernel: int, stride: int, gated: bool, act: type[nn.Module]
+        self,
+        into: int,
+        inner: int,
+        out: int,
+        kernel: int,
+        stride: int,
+        act: type[nn.Module],
+        gate: SqueezeExcite | None = None,
+        norm: dict | None = None,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
-        wide = [_unit(into, inner, 1, act=act, **V3_NORM)] if inner != into else []
-        deep = _unit(inner, inner, kernel, stride, groups=inner, act=act, **V3_NORM)
-        gate = [SqueezeExcite(inner)] if gated else []
-        self.block = nn.Sequential(*wide, deep, *gate, _unit(inner, out, 1, **V3_NORM))
-        self.residual = stride == 1 and into == out
+        norm = norm or {}
+        wide = [_unit(into, inner, 1, act=act, **norm)] if inner != into else []
+        deep = _unit(inner, inner, kernel, stride, groups=inner, act=act, **norm)
+        self.block = nn.Sequential(*wide, deep, *([gate] if gate else []), _unit(inner, out, 1, **norm))
+        self.residual, self.drop = stride == 1 and into == out, drop
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, into, H, W) to (N, out, H / stride, W / stride)."""
-        return x + self.block(x) if self.residual else self.block(x)
+        y = self.block(x)
+        if not self.residual:
+            return y
+        if self.training and self.drop:
+            keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - self.drop)
+            y = y * (keep / (1 - self.drop))
+        return x + y
 
 
 V3_NORM = {"eps": 0.001, "momentum": 0.01}
@@ -361,8 +387,8 @@ class MobileNetV3(nn.Module):
         into = 16
         layers: list[nn.Module] = [_unit(3, into, 3, 2, act=nn.Hardswish, **V3_NORM)]
         for kernel, inner, out, gated, hard, stride in rows:
-            act = nn.Hardswish if hard else nn.ReLU
-            layers.append(GatedResidual(into, inner, out, kernel, stride, gated, act))
+            act, gate = nn.Hardswish if hard else nn.ReLU, SqueezeExcite(inner, _eighths(inner // 4)) if gated else None
+            layers.append(GatedResidual(into, inner, out, kernel, stride, act, gate, V3_NORM))
             into = out
         self.features = nn.Sequential(*layers, _unit(into, 6 * into, 1, act=nn.Hardswish, **V3_NORM))
         self.classifier = nn.Sequential(
@@ -383,6 +409,50 @@ def mobilenet_v3_small(classes: int = 1000) -> MobileNetV3:
 def mobilenet_v3_large(classes: int = 1000) -> MobileNetV3:
     """5,483,032 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
     return MobileNetV3(MOBILENET_V3_LARGE, 1280, classes)
+
+
+# factor inside, kernel, channels, blocks, stride of the first (Tan and Le 2019, table 1)
+EFFICIENTNET_B0 = (
+    (1, 3, 16, 1, 1),
+    (6, 3, 24, 2, 2),
+    (6, 5, 40, 2, 2),
+    (6, 3, 80, 3, 2),
+    (6, 5, 112, 3, 1),
+    (6, 5, 192, 4, 2),
+    (6, 3, 320, 1, 1),
+)
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet-B0 (Tan and Le 2019), in torchvision's layout and with its state-dict names.
+
+    drop  probability of the last block's shortcut; it rises from 0 linearly with depth
+    """
+
+    def __init__(self, classes: int, drop: float = 0.2) -> None:
+        super().__init__()
+        into, layers, done, count = 32, [_unit(3, 32, 3, 2, act=nn.SiLU)], 0, sum(row[3] for row in EFFICIENTNET_B0)
+        for factor, kernel, out, blocks, stride in EFFICIENTNET_B0:
+            stage = []
+            for b in range(blocks):
+                inner = into * factor
+                gate = SqueezeExcite(inner, into // 4, F.silu, torch.sigmoid)
+                chance = drop * done / count
+                stage.append(GatedResidual(into, inner, out, kernel, stride if b == 0 else 1, nn.SiLU, gate, drop=chance))
+                into, done = out, done + 1
+            layers.append(nn.Sequential(*stage))
+        self.features = nn.Sequential(*layers, _unit(into, 1280, 1, act=nn.SiLU))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+        _start(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W), usually 224 x 224, to (N, classes) logits."""
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def efficientnet_b0(classes: int = 1000) -> EfficientNet:
+    """5,288,548 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return EfficientNet(classes)
 
 
 def count_bytes(model: nn.Module) -> int:

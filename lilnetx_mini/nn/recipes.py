@@ -107,17 +107,36 @@ class Recipe:
     own_model: str = ""
 
 
+def _pixels(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: models.with_pixel_norm(make())
+
+
 # fmt: off
-RECIPES = {
-    "digits": Recipe(
-        "digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1
-    ),
-    "cifar10_resnet20": Recipe(
-        "cifar10_resnet20", lambda: models.with_pixel_norm(models.cifar_resnet20()), data.cifar10, epochs=20, batch=128,
-        optimizer="sgd", lr=0.2, plain_lr=0.2, weight_decay=5e-4, warmup=0.15, lam_rate=0.3, lam_group=0.3, shift=4, flip=1,
-        init="from_weights", levels=2.0, channels_last=1, threads=2,
-    ),
+SGD = {"optimizer": "sgd", "init": "from_weights", "levels": 2.0, "channels_last": 1}
+CIFAR = SGD | {
+    "batch": 128, "lr": 0.2, "plain_lr": 0.2, "weight_decay": 5e-4, "warmup": 0.15, "lam_rate": 0.3, "lam_group": 0.3, "shift": 4,
+    "flip": 1, "threads": 2,
 }
+MNIST = SGD | {
+    "batch": 128, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.1, "lam_rate": 0.3, "lam_group": 0.3, "channels_last": 0,
+}
+IMAGENET = SGD | {
+    "epochs": 90, "batch": 256, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.06, "lam_rate": 0.3, "lam_group": 0.3,
+    "workers": 8, "threads": 2,
+}
+RECIPES = {r.name: r for r in (
+    Recipe("digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1),
+    Recipe("mnist_lenet300", models.lenet300, data.mnist, epochs=30, **MNIST),
+    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=20, **MNIST),
+    Recipe("cifar10_resnet20", _pixels(models.cifar_resnet20), data.cifar10, epochs=20, **CIFAR),
+    Recipe("cifar10_resnet20x4", _pixels(lambda: models.cifar_resnet20(4)), data.cifar10, epochs=200, **CIFAR),
+    Recipe("cifar10_vgg16", _pixels(models.cifar_vgg16), data.cifar10, epochs=200, **CIFAR | {"lr": 0.1, "plain_lr": 0.1}),
+    Recipe("cifar100_resnet20x4", _pixels(lambda: models.cifar_resnet20(4, classes=100)), data.cifar100, epochs=200, **CIFAR),
+    Recipe("imagenet_resnet18", _pixels(models.resnet18), data.imagenet, **IMAGENET),
+    Recipe("imagenet_resnet50", _pixels(models.resnet50), data.imagenet, **IMAGENET),
+    Recipe("imagenet_mobilenetv2", _pixels(models.mobilenet_v2), data.imagenet,
+           **IMAGENET | {"epochs": 150, "lr": 0.05, "plain_lr": 0.05, "weight_decay": 4e-5}),
+)}
 # fmt: on
 
 CHOICES = {
