@@ -1,0 +1,122 @@
+"""Asked for and got: what comes out of training with a target, and what fixed multipliers make of the same epochs.
+
+    python benchmarks/targets.py [digits mnist_lenet5 cifar10_resnet20] [--seeds 0,1,2] [--out runs/targets] [--json results/targets.json]
+
+For each recipe, with the settings below: trainings with a target size and with a target of multiply-adds, and trainings with five
+fixed multipliers around the recipe's. `error` is (got - asked) / asked. The accuracy of a target size is compared with the best of
+the five multipliers at that size: the line through the points of fixed multipliers, sizes on a logarithmic scale, read at the size
+that was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. Trainings
+resume, and those that are done are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from lilnetx_mini.lnx import write_atomic
+from lilnetx_mini.nn import recipes
+from lilnetx_mini.nn.targets import measure
+from lilnetx_mini.nn.train import Run
+from lilnetx_mini.provenance import circumstances
+
+# settings; target size in bytes; target of multiply-adds; factors of both multipliers
+CASES: dict[str, tuple[dict[str, str], float, float, tuple[float, ...]]] = {
+    "digits": ({}, 3000, 0.5, (0.25, 0.5, 1.0, 1.5, 2.5)),
+    "mnist_lenet5": ({"epochs": "4", "images": "20000"}, 4000, 0.25, (0.5, 1.0, 2.0, 4.0, 8.0)),
+    "cifar10_resnet20": ({"epochs": "4", "images": "10000", "threads": "1"}, 40_000, 0.5, (1.0, 2.0, 4.0, 8.0, 16.0)),
+}
+
+
+def train(name: str, changes: dict[str, str], seed: int, folder: str) -> dict:
+    """One training, or what it gave before: its file's bytes, shares of multiply-adds and slices, validation accuracy."""
+    done = Path(folder) / "result.json"
+    if done.exists() and json.loads(done.read_text())["changes"] == changes:
+        return json.loads(done.read_text())
+    run = Run(recipes.get(name, changes), seed, folder)
+    run.resume()
+    trained = run.fit(progress=False)
+    now = measure(trained.compressor, run.example())
+    result = {"changes": changes, "seed": seed, "size": now.size, "flops": now.flops, "slices": now.slices,
+              "accuracy": trained.metrics[-1]["validation_accuracy"]}  # fmt: skip
+    write_atomic(done, json.dumps(result).encode())
+    return result
+
+
+def tasks(name: str, seeds: list[int], out: Path) -> dict[tuple, tuple]:
+    """Every training of a recipe: (kind, value, seed) to the arguments of `train`."""
+    settings, size, flops, factors = CASES[name]
+    base = recipes.get(name, settings)
+    kinds = {("size", size): {"target_size": str(size)}, ("flops", flops): {"target_flops": str(flops)}}
+    for f in factors:
+        kinds["fixed", f] = {"lam_rate": str(f * base.lam_rate), "lam_group": str(f * base.lam_group)}
+    return {
+        (*kind, seed): (name, settings | more, seed, str(out / name / f"{kind[0]}{kind[1]:g}" / f"seed{seed}"))
+        for kind, more in kinds.items()
+        for seed in seeds
+    }
+
+
+def summary(name: str, results: dict[tuple, dict]) -> dict:
+    """What was asked and got, and the accuracy beside that of fixed multipliers, for each seed."""
+    _, size, flops, _ = CASES[name]
+    seeds = sorted({seed for _, _, seed in results})
+    got = {kind: [results[kind, asked, s] for s in seeds] for kind, asked in (("size", size), ("flops", flops))}
+    fixed = sorted((r for (kind, _, _), r in results.items() if kind == "fixed"), key=lambda r: r["size"])
+    curves = {s: sorted((r["size"], r["accuracy"]) for r in fixed if r["seed"] == s) for s in seeds}
+    at_size = [_read(curves[r["seed"]], r["size"]) for r in got["size"]]
+    return {
+        "asked": {"size": size, "flops": flops},
+        "error": {
+            kind: [r[kind] / asked - 1 for r in got[kind]] for kind, asked in (("size", size), ("flops", flops))
+        },
+        "accuracy": [r["accuracy"] for r in got["size"]],
+        "fixed_accuracy": at_size,
+        "fixed": fixed,
+        "targets": got,
+    }
+
+
+def _read(curve: list[tuple[float, float]], size: float) -> float:
+    sizes, accuracies = np.array(curve).T
+    return float(np.interp(np.log(size), np.log(sizes), accuracies))
+
+
+def main() -> None:
+    """Train, print a table, and write JSON if asked to."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("recipes", nargs="*", default=list(CASES), choices=CASES)
+    p.add_argument("--seeds", default="0,1,2")
+    p.add_argument("--out", default="runs/targets", help="folder for checkpoints")
+    p.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    p.add_argument("--json", metavar="FILE", help="write the results there, beside those of other recipes")
+    a = p.parse_args()
+    seeds = [int(s) for s in a.seeds.split(",")]
+    for name in a.recipes:
+        todo = tasks(name, seeds, Path(a.out))
+        with ProcessPoolExecutor(a.jobs, get_context("spawn")) as pool:
+            futures = {key: pool.submit(train, *arguments) for key, arguments in todo.items()}
+            results = {key: f.result() for key, f in futures.items()}
+        row = summary(name, results)
+        print(f"{name}, seeds {a.seeds}")
+        for kind, asked in row["asked"].items():
+            errors = ", ".join(f"{e:+.1%}" for e in row["error"][kind])
+            accuracies = ", ".join(f"{r['accuracy']:.2%}" for r in row["targets"][kind])
+            print(f"  {kind} {asked:g}: {errors}   accuracy {accuracies}")
+        print(f"  fixed multipliers at the sizes got: accuracy {', '.join(f'{x:.2%}' for x in row['fixed_accuracy'])}")
+        for r in row["fixed"]:
+            print(f"    {r['changes']['lam_rate']:>8} seed {r['seed']}: {r['size']:9,.0f} bytes, ", end="")
+            print(f"{r['flops']:.3f} of the multiply-adds, {r['accuracy']:.2%}")
+        if a.json:
+            path = Path(a.json)
+            known = json.loads(path.read_text()) if path.exists() else {}
+            write_atomic(path, json.dumps(known | {name: row | {"made": circumstances()}}, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
