@@ -75,3 +75,49 @@ def test_every_context_can_still_be_silenced(golden):
     for name, q in arrays.items():
         _, _, shapes, _ = json.loads(name)
         assert sum(a * b for a, b in shapes) == len(q)
+
+
+def test_accuracies_are_compared_at_the_size_that_was_got(tmp_path):
+    targets = load("targets")
+    todo = targets.tasks("digits", [0, 1], tmp_path)
+    assert len(todo) == 2 * (2 + 5) and len({arguments[3] for arguments in todo.values()}) == len(todo)
+    assert todo["size", 3000, 1][1] == {"target_size": "3000"} and todo["fixed", 2.5, 0][1]["lam_rate"] == str(2.5 * 1.7)
+    made = {}
+    for (kind, value, seed), arguments in todo.items():
+        size = {"size": 3100 + seed, "flops": 5000, "fixed": 4000 / value}[kind]
+        accuracy = 0.9 - seed / 100 - 1 / size
+        made[kind, value, seed] = {"changes": arguments[1], "seed": seed, "size": size, "flops": 0.51, "accuracy": accuracy}
+    row = targets.summary("digits", made)
+    assert row["error"]["size"] == pytest.approx([100 / 3000, 101 / 3000]) and row["error"]["flops"] == pytest.approx([0.02] * 2)
+    for seed in (0, 1):  # between the points of 2,667 and 4,000 bytes
+        assert 0.9 - seed / 100 - 1 / 2600 < row["fixed_accuracy"][seed] < 0.9 - seed / 100 - 1 / 4000
+
+
+def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    quantisers = load("quantisers")
+    monkeypatch.setitem(quantisers.CASES, "digits", ({"epochs": "1", "images": "256"}, 5000, 0.5, ()))
+    monkeypatch.setattr(quantisers, "ProcessPoolExecutor", Here)
+    arguments = ["quantisers.py", "digits", "--seeds", "0", "--out", str(tmp_path), "--json", str(tmp_path / "q.json")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    quantisers.main()
+    rows = json.loads((tmp_path / "q.json").read_text())["digits"]["kinds"]
+    assert set(rows) == set(quantisers.KINDS) and all(r[0]["size"] > 1000 for r in rows.values())
+    assert "rate of rounded  mean accuracy" in capsys.readouterr().out
+
+
+class Here:
+    """An executor that works in this process, at once."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, *arguments):
+        result = work(*arguments)
+        return type("Done", (), {"result": staticmethod(lambda: result)})

@@ -31,7 +31,7 @@ def photographs(tmp_path, data_dir):
 
 def test_resnet18_is_trained_stored_and_reloaded(photographs, tmp_path, monkeypatch):
     monkeypatch.setenv("LILNETX_DATA", str(photographs))
-    changes = {"epochs": "1", "batch": "8", "images": "16", "workers": "2"}
+    changes = {"epochs": "1", "batch": "8", "images": "8", "workers": "2"}
     done = report.main_job("imagenet_resnet18", changes, [0], tmp_path / "out", plain=False, progress=False)
     (row,) = done["compressed"]
     assert row["file_bytes"] == os.path.getsize(done["file"]) and row["runtime_difference"] < 1e-3

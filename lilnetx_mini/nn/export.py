@@ -198,16 +198,21 @@ def capture(module: nn.Module, example_input: Tensor) -> lnx.Model:
     return lnx.Model([], [], raws=raws, graph=trace(plain, example, numbers))
 
 
-def to_model(compressor: Compressor, example_input: Tensor | None, side_bits: int = 8) -> tuple[lnx.Model, nn.Module]:
-    """The network as the file's model, and a plain eval-mode copy of the module."""
+def to_model(
+    compressor: Compressor, example_input: Tensor | None, side_bits: int = 8, graph: Graph | None = None
+) -> tuple[lnx.Model, nn.Module]:
+    """The network as the file's model, and a plain eval-mode copy of the module.
+
+    graph  of an earlier call, to save the time of tracing the same network again
+    """
     plain = plain_copy(compressor).cpu().float()
     order = [w for g in compressor.groups for w in compressor.weights if w.group is g]
     layers = [lnx.Layer(w.name, w.shape, compressor.groups.index(w.group), w.transposed, w.conv_groups) for w in order]
     shared = {name for _, name in compressor.tied_names()}
     others = _other_tensors(plain, {x.name for x in layers} | shared, side_bits)
     latents = lnx.Model(compressor.stored_groups(), layers)
-    graph, note = None, "no example input was given when the file was written"
-    if example_input is not None:
+    note = "" if graph else "no example input was given when the file was written"
+    if example_input is not None and graph is None:
         names = [x.name for x in layers] + [
             f"{t.name}.{t.role}" if t.role in ("scale", "shift") else t.name for t in others
         ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import lnx
 from ..errors import InputError
+from ..graph import Graph
 from ..simplify import LAYERS, layer_macs, simplify
 from .compressor import Compressor
 from .export import to_model
@@ -82,9 +83,12 @@ def slice_macs(model: lnx.Model) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def measure(compressor: Compressor, example: Tensor) -> Measured:
-    """Write the file in memory and count; multiply-adds are NaN for a network that the runtime cannot follow."""
-    model, _ = to_model(compressor, example)
+def measure(compressor: Compressor, example: Tensor, graph: Graph | None = None) -> Measured:
+    """Write the file in memory and count; multiply-adds are NaN for a network that the runtime cannot follow.
+
+    graph  of the same network, if it has been traced before
+    """
+    model, _ = to_model(compressor, example, graph=graph)
     dense, left = slice_macs(model) if model.graph is not None else (1, math.nan)
     return Measured(len(lnx.encode(model)), left / dense, compressor.zeros()[1])
 
@@ -116,6 +120,7 @@ class Steering:
         self._error: dict[str, float] = {}
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
         model, _ = to_model(compressor, example)
+        self.graph = model.graph
         if model.graph is None and targets.flops is not None:
             raise InputError(f"this network's multiply-adds cannot be counted: {model.note}")
         self._shares = self._layer_shares(model)
@@ -150,7 +155,7 @@ class Steering:
 
     def _measure(self) -> Measured:
         if len(self.history) % EXACT == 0:
-            now = measure(self.compressor, self.example)
+            now = measure(self.compressor, self.example, self.graph)
             self._beside = now.size - self.compressor.coded_bytes()
             self._gone = now.flops / max(self._alive(), 1e-9)
             return now
