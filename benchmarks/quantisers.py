@@ -10,17 +10,8 @@ Accuracies are on validation images.
 
 from __future__ import annotations
 
-import argparse
-import json
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
-
 import numpy as np
-from targets import CASES, train
-
-from lilnetx_mini.lnx import write_atomic
-from lilnetx_mini.provenance import circumstances
+from targets import CASES, arguments, record, train_all
 
 KINDS = {
     "straight": {},
@@ -32,33 +23,19 @@ KINDS = {
 
 def main() -> None:
     """Train, print a table, and write JSON if asked to."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("recipes", nargs="*", default=list(CASES), choices=CASES)
-    p.add_argument("--seeds", default="0,1,2")
-    p.add_argument("--out", default="runs/quantisers", help="folder for checkpoints")
-    p.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    p.add_argument("--json", metavar="FILE", help="write the results there, beside those of other recipes")
-    a = p.parse_args()
-    seeds = [int(s) for s in a.seeds.split(",")]
+    a = arguments(__doc__, "runs/quantisers")
     for name in a.recipes:
         settings, size, _, _ = CASES[name]
-        with ProcessPoolExecutor(a.jobs, get_context("spawn")) as pool:
-            futures = {
-                (kind, s): pool.submit(
-                    train, name, settings | {"target_size": str(size)} | more, s, str(Path(a.out) / name / kind / f"seed{s}")
-                )
-                for kind, more in KINDS.items()
-                for s in seeds
-            }
-            rows = {kind: [futures[kind, s].result() for s in seeds] for kind in KINDS}
-        print(f"{name}, asked for {size:,} bytes, seeds {a.seeds}")
-        for kind, results in rows.items():
-            each = ", ".join(f"{r['accuracy']:.2%} ({r['size']:,.0f} B)" for r in results)
-            print(f"  {kind:16} mean accuracy {np.mean([r['accuracy'] for r in results]):.2%}   {each}")
+        asked = settings | {"target_size": str(size)}
+        todo = {(k, s): (name, asked | more, s, str(a.out / name / k / f"seed{s}")) for k, more in KINDS.items() for s in a.seeds}
+        results = train_all(todo, a.jobs)
+        rows = {kind: [results[kind, s] for s in a.seeds] for kind in KINDS}
+        print(f"{name}, asked for {size:,} bytes, seeds {', '.join(map(str, a.seeds))}")
+        for kind, each in rows.items():
+            shown = ", ".join(f"{r['accuracy']:.2%} ({r['size']:,.0f} B)" for r in each)
+            print(f"  {kind:16} mean accuracy {np.mean([r['accuracy'] for r in each]):.2%}   {shown}")
         if a.json:
-            path = Path(a.json)
-            known = json.loads(path.read_text()) if path.exists() else {}
-            write_atomic(path, json.dumps(known | {name: {"asked": size, "kinds": rows, "made": circumstances()}}, indent=1).encode())
+            record(a.json, name, {"asked": size, "kinds": rows})
 
 
 if __name__ == "__main__":

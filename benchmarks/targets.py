@@ -87,23 +87,36 @@ def _read(curve: list[tuple[float, float]], size: float) -> float:
     return float(np.interp(np.log(size), np.log(sizes), accuracies))
 
 
+def arguments(what: str | None, out: str) -> argparse.Namespace:
+    """Of a script that trains the recipes of CASES."""
+    p = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("recipes", nargs="*", default=list(CASES), choices=CASES)
+    p.add_argument("--seeds", default="0,1,2", type=lambda text: [int(s) for s in text.split(",")])
+    p.add_argument("--out", default=out, type=Path, help="folder for checkpoints")
+    p.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    p.add_argument("--json", metavar="FILE", type=Path, help="write the results there, beside those of other recipes")
+    return p.parse_args()
+
+
+def train_all(todo: dict[tuple, tuple], jobs: int) -> dict[tuple, dict]:
+    """The results of several calls of `train`, by the same keys."""
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        futures = {key: pool.submit(train, *call) for key, call in todo.items()}
+        return {key: f.result() for key, f in futures.items()}
+
+
+def record(path: Path, name: str, row: dict) -> None:
+    """Write the results of one recipe beside those of others."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_atomic(path, json.dumps(known | {name: row | {"made": circumstances()}}, indent=1).encode())
+
+
 def main() -> None:
     """Train, print a table, and write JSON if asked to."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("recipes", nargs="*", default=list(CASES), choices=CASES)
-    p.add_argument("--seeds", default="0,1,2")
-    p.add_argument("--out", default="runs/targets", help="folder for checkpoints")
-    p.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    p.add_argument("--json", metavar="FILE", help="write the results there, beside those of other recipes")
-    a = p.parse_args()
-    seeds = [int(s) for s in a.seeds.split(",")]
+    a = arguments(__doc__, "runs/targets")
     for name in a.recipes:
-        todo = tasks(name, seeds, Path(a.out))
-        with ProcessPoolExecutor(a.jobs, get_context("spawn")) as pool:
-            futures = {key: pool.submit(train, *arguments) for key, arguments in todo.items()}
-            results = {key: f.result() for key, f in futures.items()}
-        row = summary(name, results)
-        print(f"{name}, seeds {a.seeds}")
+        row = summary(name, train_all(tasks(name, a.seeds, a.out), a.jobs))
+        print(f"{name}, seeds {', '.join(map(str, a.seeds))}")
         for kind, asked in row["asked"].items():
             errors = ", ".join(f"{e:+.1%}" for e in row["error"][kind])
             accuracies = ", ".join(f"{r['accuracy']:.2%}" for r in row["targets"][kind])
@@ -113,9 +126,7 @@ def main() -> None:
             print(f"    {r['changes']['lam_rate']:>8} seed {r['seed']}: {r['size']:9,.0f} bytes, ", end="")
             print(f"{r['flops']:.3f} of the multiply-adds, {r['accuracy']:.2%}")
         if a.json:
-            path = Path(a.json)
-            known = json.loads(path.read_text()) if path.exists() else {}
-            write_atomic(path, json.dumps(known | {name: row | {"made": circumstances()}}, indent=1).encode())
+            record(a.json, name, row)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from lilnetx_mini.nn import models, reparameterize
+from lilnetx_mini.nn.optimise import optimizers
 from lilnetx_mini.nn.recipes import Recipe
-from lilnetx_mini.nn.train import optimizers
 from lilnetx_mini.provenance import circumstances
 
 NETWORKS = {"cifar_resnet20": 32, "lenet5": 28, "resnet18": 224, "mobilenet_v2": 224}

@@ -97,7 +97,7 @@ def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     quantisers = load("quantisers")
     monkeypatch.setitem(quantisers.CASES, "digits", ({"epochs": "1", "images": "256"}, 5000, 0.5, ()))
-    monkeypatch.setattr(quantisers, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr("targets.ProcessPoolExecutor", Here)
     arguments = ["quantisers.py", "digits", "--seeds", "0", "--out", str(tmp_path), "--json", str(tmp_path / "q.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     quantisers.main()

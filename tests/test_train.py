@@ -16,7 +16,8 @@ from lilnetx_mini import data
 from lilnetx_mini.errors import CheckpointError, DataError, InputError
 from lilnetx_mini.nn import recipes, reparameterize
 from lilnetx_mini.nn.data import shifted
-from lilnetx_mini.nn.train import Run, optimizers, warm_cosine
+from lilnetx_mini.nn.optimise import optimizers, warm_cosine
+from lilnetx_mini.nn.train import Run
 
 TINY = {"epochs": "3", "batch": "256"}
 

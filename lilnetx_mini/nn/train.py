@@ -25,10 +25,10 @@ from .compressor import Compressor, reparameterize
 from .data import Step, in_order, source
 from .distributed import ALONE, World, join
 from .objective import Objective
+from .optimise import optimizers, warm_cosine
 from .recipes import Recipe
 from .targets import Steering, Targets
 
-MOMENTUM = 0.9
 SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
 SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
 BATCH = 1000  # images at a time in evaluation
@@ -75,39 +75,6 @@ def evaluate(
 def accuracy(model: nn.Module, split: Split | ImageFiles, batch: int = BATCH) -> float:
     """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
     return evaluate(model, split, right, batch)
-
-
-def warm_cosine(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: linearly up over the first `warmup` of the training, then to zero along a cosine.
-
-    progress  0 .. 1
-    """
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The recipe's optimisers for a network as it is now: plain (compressor None), or of latents."""
-    if recipe.optimizer == "adam":
-        if compressor is None:
-            return [torch.optim.Adam(model.parameters(), lr=recipe.plain_lr, fused=True)]
-        rates = recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
-        return [torch.optim.Adam(compressor.parameter_groups(*rates), fused=True)]
-    if recipe.optimizer != "sgd":
-        raise InputError(f"optimizer {recipe.optimizer!r}: 'adam' and 'sgd' are the choices")
-    if compressor is None:
-        wide = [p for p in model.parameters() if p.ndim > 1]
-        thin = [p for p in model.parameters() if p.ndim <= 1]
-        rows = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": thin, "weight_decay": 0.0}]
-        return [torch.optim.SGD(rows, lr=recipe.plain_lr, momentum=MOMENTUM, nesterov=True, fused=True)]
-    for group in compressor.groups:
-        group.free.requires_grad_(recipe.decoder_lr > 0)
-    rows = compressor.sgd_groups(recipe.lr, recipe.rest_lr or None, recipe.weight_decay)
-    return [
-        torch.optim.SGD(rows, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, fused=True),
-        torch.optim.Adam(compressor.adam_groups(recipe.density_lr, recipe.decoder_lr), fused=True),
-    ]
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,0 +1,47 @@
+"""Learning rates over a training, and the optimisers of a recipe."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .compressor import Compressor
+from .recipes import Recipe
+
+MOMENTUM = 0.9
+
+
+def warm_cosine(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate: linearly up over the first `warmup` of the training, then to zero along a cosine.
+
+    progress  0 .. 1
+    """
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The recipe's optimisers for a network as it is now: plain (compressor None), or of latents."""
+    if recipe.optimizer == "adam":
+        if compressor is None:
+            return [torch.optim.Adam(model.parameters(), lr=recipe.plain_lr, fused=True)]
+        rates = recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
+        return [torch.optim.Adam(compressor.parameter_groups(*rates), fused=True)]
+    if recipe.optimizer != "sgd":
+        raise InputError(f"optimizer {recipe.optimizer!r}: 'adam' and 'sgd' are the choices")
+    if compressor is None:
+        wide = [p for p in model.parameters() if p.ndim > 1]
+        thin = [p for p in model.parameters() if p.ndim <= 1]
+        rows = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": thin, "weight_decay": 0.0}]
+        return [torch.optim.SGD(rows, lr=recipe.plain_lr, momentum=MOMENTUM, nesterov=True, fused=True)]
+    for group in compressor.groups:
+        group.free.requires_grad_(recipe.decoder_lr > 0)
+    rows = compressor.sgd_groups(recipe.lr, recipe.rest_lr or None, recipe.weight_decay)
+    return [
+        torch.optim.SGD(rows, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, fused=True),
+        torch.optim.Adam(compressor.adam_groups(recipe.density_lr, recipe.decoder_lr), fused=True),
+    ]
