@@ -26,7 +26,6 @@ app = typer.Typer(
 )
 
 FileArgument = Annotated[Path, typer.Argument(help="an .lnx file")]
-IMAGES = 1000  # at a time, in evaluation
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -206,7 +205,7 @@ def evaluate(
     from .runtime import Network
 
     split, network, right = test_split(data), Network.load(file), 0
-    for part in np.array_split(np.arange(len(split)), -(-len(split) // IMAGES)):
+    for part in np.array_split(np.arange(len(split)), -(-len(split) // split.batch)):
         right += int((network.predict(split.images(part)) == split.y[part]).sum())
     if as_json:
         typer.echo(json.dumps({"accuracy": right / len(split), "right": right, "images": len(split)}))

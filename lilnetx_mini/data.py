@@ -11,6 +11,7 @@ import pickletools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ class Split:
 
     x: NDArray[np.uint8] | NDArray[np.float32]
     y: NDArray
+    batch: ClassVar[int] = 1000  # images at a time in evaluation
 
     def __len__(self) -> int:
         return len(self.y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class ImageFiles:
     paths: list[Path]
     y: NDArray[np.int64]
     size: int
+    batch: ClassVar[int] = 50  # images at a time in evaluation
 
     def __len__(self) -> int:
         return len(self.y)

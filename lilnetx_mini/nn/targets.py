@@ -27,7 +27,9 @@ from .export import to_model
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 LATE = 0.1  # share of the path's length that passes before it starts: latents have to shrink before one is rounded to zero
-AIM = {"size": 0.99}  # the path to a size ends a little below what was asked: a file for 40 kB should fit into them
+# the path to a size ends a little below what was asked, as a file for 40 kB should fit into them; that to a share of the
+# multiply-adds a little above, as the last looks tend to end below it
+AIM = {"size": 0.99, "flops": 1.01}
 PROPORTIONAL, INTEGRAL = 3.0, 0.3  # of the controller, for logarithms, at every look
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 FIRST = 0.3  # factor of both multipliers at the start

@@ -31,7 +31,6 @@ from .targets import Steering, Targets
 
 SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
 SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
-BATCH = 1000  # images at a time in evaluation
 
 
 @dataclass(frozen=True)
@@ -53,26 +52,27 @@ def evaluate(
     model: nn.Module,
     split: Split | ImageFiles,
     score: Callable[[Tensor, Tensor], Tensor] = right,
-    batch: int = BATCH,
+    batch: int | None = None,
     world: World = ALONE,
     workers: int = 0,
 ) -> float:
     """Mean of a score over a split, in eval mode; the mode it had comes back. Several processes share the work.
 
     score  (outputs, targets) to one number an image, (N,)
+    batch  images at a time; as many as the split suggests if it is None
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     world.share(model.buffers())
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    for x, y in in_order(split, device, batch, world, workers):
+    for x, y in in_order(split, device, batch or split.batch, world, workers):
         total += torch.stack([score(model(x), y).double().sum(), total.new_tensor(len(y))])
     model.train(was_training)
     points, count = world.add(total.tolist(), device)
     return points / max(count, 1)
 
 
-def accuracy(model: nn.Module, split: Split | ImageFiles, batch: int = BATCH) -> float:
+def accuracy(model: nn.Module, split: Split | ImageFiles, batch: int | None = None) -> float:
     """Share of a split's images that the network gets right, in eval mode; the mode it had comes back."""
     return evaluate(model, split, right, batch)
 
@@ -321,7 +321,7 @@ class Run:
         """What is known at the end of an epoch, with averaged weights where they are asked for."""
         with self.average.used() if self.average else nullcontext():
             r, held = self.recipe, self.splits.validation
-            score = evaluate(self.model, held, r.score or right, BATCH, self.world, r.workers)
+            score = evaluate(self.model, held, r.score or right, None, self.world, r.workers)
             line = {"epoch": self.epoch, "loss": round(loss, 5), f"validation_{r.score_name}": score}
             if self.source.damaged:
                 line["damaged_images"] = self.source.damaged
