@@ -50,7 +50,7 @@ def test_damaged_images_are_named_counted_and_skipped(tmp_path, monkeypatch):
     bad = [Path(folder / "imagenet" / "train" / "n02" / "n02_1.JPEG"), Path(folder / "imagenet" / "val" / "n01" / "n01_0.JPEG")]
     for path in bad:
         path.write_bytes(b"no image")
-    recipe = recipes.get("imagenet_resnet18", {"epochs": "2", "batch": "4", "workers": "2"})
+    recipe = recipes.get("imagenet_resnet18", {"epochs": "2", "batch": "4", "workers": "0"})
     small = recipes.dataclasses.replace(recipe, model=lambda: torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3)))  # fmt: skip
     run = Run(small, 0, tmp_path / "run")
