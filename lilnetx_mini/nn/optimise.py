@@ -45,3 +45,15 @@ def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) 
         torch.optim.SGD(rows, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, fused=True),
         torch.optim.Adam(compressor.adam_groups(recipe.density_lr, recipe.decoder_lr), fused=True),
     ]
+
+
+def clip(optimizer: torch.optim.Optimizer, scales: list[float], most: float) -> None:
+    """Shorten all gradients of an optimiser alike, so that together they have at most this norm.
+
+    scales  of every parameter group, what its squared gradients count: for latents that step as weights do, the ratio of their
+            learning rate to that of weights, as a gradient of w = z psi is one of z divided by psi
+    """
+    rows = [[p.grad for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    norms = [scale**0.5 * n for row, scale in zip(rows, scales, strict=True) for n in torch._foreach_norm(row)]
+    factor = (most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-12)).clamp(max=1)
+    torch._foreach_mul_([g for row in rows for g in row], factor)

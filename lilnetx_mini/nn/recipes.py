@@ -46,7 +46,7 @@ class Recipe:
     distill            share of the loss that is the distance to the trained plain network's classes, at this
     temperature        by which both sides' outputs are divided; 0 for none
     label_smoothing    share of the target spread over all classes
-    clip               largest norm of the gradient of latents and the rest; 0 for any
+    clip               largest norm of the gradient of a step, with "sgd" as that of weights; 0 for any
     ema                share of a moving average of all weights that stays in a step; what is evaluated and stored is then the
                        average. 0 for none
     stored_decoders    share of the steps, at the end, that compute with 8-bit decoders as in the file
@@ -118,7 +118,7 @@ CIFAR = SGD | {
     "flip": 1, "threads": 2,
 }
 MNIST = SGD | {
-    "batch": 128, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.1, "lam_rate": 0.3, "lam_group": 0.3, "channels_last": 0,
+    "batch": 128, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.1, "lam_rate": 0.3, "lam_group": 0.3,
 }
 IMAGENET = SGD | {
     "epochs": 90, "batch": 256, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.06, "lam_rate": 0.3, "lam_group": 0.3,

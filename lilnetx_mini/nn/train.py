@@ -25,7 +25,7 @@ from .compressor import Compressor, reparameterize
 from .data import Step, in_order, source
 from .distributed import ALONE, World, join
 from .objective import Objective
-from .optimise import optimizers, warm_cosine
+from .optimise import clip, optimizers, warm_cosine
 from .recipes import Recipe
 from .targets import Steering, Targets
 
@@ -285,7 +285,8 @@ class Run:
                     loss = loss + self.objective.penalties(self.compressor, share, *self._multipliers())
                 loss.backward()
         if r.clip:
-            nn.utils.clip_grad_norm_([p for g in self.optimizers[0].param_groups for p in g["params"]], r.clip)
+            scales = [peak / r.lr if r.optimizer == "sgd" and self.compressor else 1.0 for peak in self.peaks[0]]
+            clip(self.optimizers[0], scales, r.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average:
