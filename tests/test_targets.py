@@ -42,7 +42,9 @@ def test_a_target_is_reached(tmp_path, target):
 
 def test_the_measured_size_is_the_file_that_is_written(small, tmp_path):
     saved = small.save(tmp_path / "a.lnx", examples())
-    assert measure(small, examples()).size == saved.file_bytes
+    now = measure(small, examples())
+    assert now.size == saved.file_bytes
+    assert measure(small, examples(), lnx.read(saved.path).graph) == now  # not traced again
 
 
 def test_multiply_adds_are_those_of_slices_that_are_not_zero_and_matter():

@@ -199,6 +199,8 @@ def test_recipes_take_changes_and_refuse_nonsense():
         ({"epochs": "x"}, "int expected"),
         ({"lr": "nan"}, "out of range"),
         ({"batch": "0"}, "out of range"),
+        ({"ema": "1.5"}, "share between 0 and 1"),
+        ({"quantiser": "hard"}, "'straight' and 'noise' and 'soft' are the choices"),
     ]:
         with pytest.raises(InputError, match=message):
             recipes.get("digits", changes)
