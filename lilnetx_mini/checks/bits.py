@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Verdict, Wrong, judge
+from . import Verdict, Wrong, judge, number
+from . import row as as_text
 
 LN2 = float(np.log(2))
-
-
-def _number(x: Any, call: str) -> float:
-    """The answer as a float, or Wrong if it is not one number."""
-    if x is None:
-        raise Wrong(f"{call} returned None: is there a return?")
-    x = np.asarray(x)
-    if x.size != 1 or x.dtype.kind not in "fiu":
-        raise Wrong(f"{call} should be one number, and is {x.dtype} of shape {x.shape}")
-    return float(x.reshape(()))
 
 
 def _array(x: Any, size: int, call: str) -> NDArray[np.float64]:
@@ -31,12 +22,6 @@ def _array(x: Any, size: int, call: str) -> NDArray[np.float64]:
     if x.shape != (size,) or x.dtype.kind not in "fiu":
         raise Wrong(f"{call} should be {size} numbers in one row, and is {x.dtype} of shape {x.shape}")
     return x.astype(np.float64)
-
-
-def _show(x: NDArray, most: int = 8) -> str:
-    """A short array as text, without NumPy's type names."""
-    items = [f"{v:.6g}" for v in np.ravel(x)[:most]]
-    return "[" + ", ".join(items) + (", ..." if np.size(x) > most else "") + "]"
 
 
 def _compare(got: float, want: float, call: str, suspects: dict[str, float]) -> None:
@@ -73,9 +58,9 @@ def bits_per_value(answer: Callable[[NDArray], float]) -> Verdict:
             + [np.append(d, 1) for d in drawn]
             + [np.array([16000, 0, 384], np.uint16)]
         ):
-            call = f"bits_per_value({_show(counts)})"
+            call = f"bits_per_value({as_text(counts)})"
             with np.errstate(all="ignore"):
-                got = _number(answer(counts.copy()), call)
+                got = number(answer(counts.copy()), call)
             want, used = _entropy(counts), int((counts > 0).sum())
             _compare(got, want, call, {
                 "that is the right number in nats; bits need log2": want * LN2,
@@ -115,9 +100,9 @@ def wrong_table(answer: Callable[[NDArray, NDArray], float]) -> Verdict:
             cases.append((np.append(rng.integers(0, 50, k), 1), rng.dirichlet(np.ones(k + 1))))
         for counts, table in cases:
             counts, table = np.array(counts, np.int64), np.array(table, np.float64)
-            call = f"wrong_table({_show(counts)}, {_show(table)})"
+            call = f"wrong_table({as_text(counts)}, {as_text(table)})"
             with np.errstate(all="ignore"):
-                got = _number(answer(counts.copy(), table.copy()), call)
+                got = number(answer(counts.copy(), table.copy()), call)
                 p = counts / counts.sum()
                 both = (counts > 0) & (table > 0)
                 swapped = float(-(table[both] * np.log2(p[both])).sum())
@@ -187,7 +172,7 @@ def table_from_cdf(answer: Callable[[Callable, int, int], NDArray]) -> Verdict:
                 continue
             q = np.arange(low, high + 1)
             inside = cdf(q + 0.5) - cdf(q - 0.5)
-            shown = f"{call} is {_show(got)}, and should be {_show(want)}"
+            shown = f"{call} is {as_text(got)}, and should be {as_text(want)}"
             suspects = {
                 "what lies beyond is missing: P(low) also stands for all that is lower, P(high) for all that is higher": inside,
                 "what lies beyond belongs to the two ends; sharing it out changes the others too": inside

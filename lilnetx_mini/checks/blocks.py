@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import prior
 from . import Verdict, Wrong, judge
+from . import row as as_text
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -24,11 +25,6 @@ def _array(x: Any, shape: tuple[int, ...], what: str) -> Array:
     if x.shape != shape or x.dtype.kind not in "fiu":
         raise Wrong(f"{what} should be numbers of shape {shape}, and is {x.dtype} of shape {x.shape}")
     return x.astype(np.float64)
-
-
-def _show(row: NDArray) -> str:
-    """A row as text, without NumPy's type names."""
-    return "[" + ", ".join(f"{v:.6g}" for v in np.ravel(row)) + "]"
 
 
 def _unchanged(before: NDArray, after: NDArray, name: str) -> None:
@@ -129,18 +125,18 @@ def _norms_and_gradients(result: Any, z: Array, order: float) -> None:
     if row is not None:
         suspects = _norm_suspects(z, order).items() if z.shape[1] else ()
         why = next((f": {w}" for w, bad in suspects if np.allclose(got, bad, rtol=1e-9, atol=1e-15)), "")
-        raise Wrong(f"{about}: the norm of {_show(z[row])} should be {want[row]:.6g}, and is {got[row]:.6g}{why}")
+        raise Wrong(f"{about}: the norm of {as_text(z[row])} should be {want[row]:.6g}, and is {got[row]:.6g}{why}")
     got, want = _array(result[1], z.shape, f"{about}: gradient"), prior.slice_norms_gradient(z, order)
     bad = [s for s in range(len(z)) if not (np.allclose(got[s], want[s], rtol=1e-6, atol=1e-9)
                                             or (order == np.inf and _valid_for_inf(got[s], z[s])))]  # fmt: skip
     if not bad:
         return
     row = bad[0]
-    shown = f"{about}: the gradient at {_show(z[row])} should be {_show(want[row])}, and is {_show(got[row])}"
+    shown = f"{about}: the gradient at {as_text(z[row])} should be {as_text(want[row])}, and is {as_text(got[row])}"
     if np.isnan(got).any():
         row = int(np.nonzero(np.isnan(got).any(1))[0][0])
         raise Wrong(
-            f"{about}: the gradient at {_show(z[row])} is nan, and should be {_show(want[row])}: 0 / 0. One nan ends a training; "
+            f"{about}: the gradient at {as_text(z[row])} is nan, and should be {as_text(want[row])}: 0 / 0. One nan ends a training; "
             "divide only where the norm is not zero"
         )
     suspects = _gradient_suspects(z, order).items()
@@ -210,13 +206,13 @@ def proximal_step(answer: Callable[[Array, float], Array]) -> Verdict:
 def _explain_step(got: Array, want: Array, z: Array, length: float, row: int, about: str) -> None:
     if np.isnan(got).any():
         row = int(np.nonzero(np.isnan(got).any(1))[0][0])
-        raise Wrong(f"{about}: {_show(z[row])} becomes nan, and should become {_show(want[row])}: 0 / 0")
+        raise Wrong(f"{about}: {as_text(z[row])} becomes nan, and should become {as_text(want[row])}: 0 / 0")
     suspects = _proximal_suspects(z, length).items()
     why = next((f": {w}" for w, bad in suspects if np.allclose(got, bad, rtol=1e-9, atol=1e-15)), "")
     have, best = (float(objective(x[row : row + 1], z[row : row + 1], length)[0]) for x in (got, want))
     raise Wrong(
-        f"{about}: {_show(z[row])} should become {_show(want[row])}, where distance and norm come to {best:.6g}, and becomes "
-        f"{_show(got[row])}, where they come to {have:.6g}{why}"
+        f"{about}: {as_text(z[row])} should become {as_text(want[row])}, where distance and norm come to {best:.6g}, and becomes "
+        f"{as_text(got[row])}, where they come to {have:.6g}{why}"
     )
 
 

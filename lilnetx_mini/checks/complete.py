@@ -10,24 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Verdict, Wrong, judge
+from . import Verdict, Wrong, judge, number
 
 Array = NDArray[np.float64]
 Groups = Sequence[tuple[Array, Array]]
 Change = Callable[[float, float], float]
 
 
-def _number(x: Any, call: str) -> float:
+def _finite(x: Any, call: str) -> float:
     """The answer as a float, or Wrong if it is not one finite number."""
-    if x is None:
-        raise Wrong(f"{call} returned None: is there a return?")
-    x = np.asarray(x)
-    if x.size != 1 or x.dtype.kind not in "fiu":
-        raise Wrong(f"{call} should be one number, and is {x.dtype} of shape {x.shape}")
-    number = float(x.reshape(()))
-    if not math.isfinite(number):
-        raise Wrong(f"{call} is {number}: a finite number is needed")
-    return number
+    value = number(x, call)
+    if not math.isfinite(value):
+        raise Wrong(f"{call} is {value}: a finite number is needed")
+    return value
 
 
 def _close(a: float, b: float) -> bool:
@@ -98,7 +93,7 @@ def penalty(answer: Callable[[Groups, float, float, float], float]) -> Verdict:
             groups = _network(rng, shapes)
             for lam in [*multipliers, tuple(rng.uniform(0, 3, 3).round(2).tolist())]:
                 call = f"penalty(groups of shapes {shapes}, {', '.join(f'{v:g}' for v in lam)})"
-                got = _number(answer([(z.copy(), b.copy()) for z, b in groups], *lam), call)
+                got = _finite(answer([(z.copy(), b.copy()) for z, b in groups], *lam), call)
                 want, suspects = _penalty(groups, *lam), _penalty_suspects(groups, *lam)
                 if not failed and not _close(got, want):
                     failed = f"{call} is {got:.8g}, and should be {want:.8g}"
@@ -158,7 +153,7 @@ def controller(answer: Change) -> Verdict:
         rng = np.random.default_rng()
         samples = [(0.0, 0.0), (9.0, 0.0), (-9.0, 0.0), (0.0, 9.0), (0.0, -9.0), (0.05, 0.05), (-0.05, -0.05)]
         samples += [tuple(pair) for pair in rng.normal(0, [0.3, 0.3], (60, 2)).tolist()]
-        given = {pair: _number(answer(*pair), f"change({pair[0]:.4g}, {pair[1]:.4g})") for pair in samples}
+        given = {pair: _finite(answer(*pair), f"change({pair[0]:.4g}, {pair[1]:.4g})") for pair in samples}
         if given[0.0, 0.0]:
             raise Wrong(f"change(0, 0) is {given[0.0, 0.0]:.4g}: on the path and not moving, leave the multiplier as it is")
         if given[0.05, 0.05] <= 0 or given[-0.05, -0.05] >= 0:

@@ -9,27 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Verdict, Wrong, judge
+from . import Verdict, Wrong, judge, number
+from . import row as as_text
 
 LN2 = float(np.log(2))
 UNITS = ("bits", "bits a slice", "nats a weight")
 Groups = Sequence[tuple[int, int]]
-
-
-def _show(x: Any, most: int = 8) -> str:
-    """A short row of numbers as text, without NumPy's type names."""
-    row = np.ravel(x)
-    return "[" + ", ".join(f"{v:.6g}" for v in row[:most]) + (", ..." if row.size > most else "") + "]"
-
-
-def _whole(x: Any, call: str) -> int:
-    """The answer as one whole number, or Wrong."""
-    if x is None:
-        raise Wrong(f"{call} returned None: is there a return?")
-    x = np.asarray(x)
-    if x.size != 1 or x.dtype.kind not in "iu":
-        raise Wrong(f"{call} should be one whole number, an index, and is {x.dtype} of shape {x.shape}")
-    return int(x.reshape(()))
 
 
 # -- exercise 1 -------------------------------------------------------------------------------------------------------
@@ -81,12 +66,12 @@ def _lengths(answer: Any, counts: NDArray, call: str) -> list[int]:
     if got.shape != counts.shape:
         raise Wrong(f"{call} should be {counts.size} lengths in one row, one for every count, and is of shape {got.shape}")
     if got.dtype.kind not in "iuf" or not np.all(np.isfinite(got)) or np.any(got != np.floor(got)):
-        raise Wrong(f"{call} is {_show(got)}: a codeword has a whole number of bits")
+        raise Wrong(f"{call} is {as_text(got)}: a codeword has a whole number of bits")
     return [int(n) for n in got]
 
 
 def _judge_lengths(counts: NDArray, got: list[int], call: str) -> None:
-    shown = f"{call} is {_show(got)}"
+    shown = f"{call} is {as_text(got)}"
     used = counts > 0
     best = code_lengths(counts)
     if any(n != 0 for n, u in zip(got, used, strict=True) if not u):
@@ -134,7 +119,7 @@ def huffman_lengths(answer: Callable[[NDArray], NDArray]) -> Verdict:
             cases.append(np.append(rng.integers(0, 9, k) * rng.integers(1, 1000), 1))
             cases.append(rng.permutation(np.ceil(1e6 * rng.dirichlet(np.full(k, 0.3))).astype(np.int64)))
         for counts in cases:
-            call, given = f"huffman_lengths({_show(counts)})", counts.copy()
+            call, given = f"huffman_lengths({as_text(counts)})", counts.copy()
             got = _lengths(answer(given), counts, call)
             if not np.array_equal(given, counts):
                 raise Wrong("huffman_lengths changed its argument counts: work on a copy")
@@ -197,9 +182,9 @@ def best_value(answer: Callable[[NDArray, NDArray, float, int], int]) -> Verdict
             cases.append((0.4 + lam / n * rng.uniform(0, 6, k), rng.dirichlet(np.full(k, 0.5)) + 1e-9, lam, n))
         got = []
         for losses, P, lam, n in cases:
-            call = f"best_value({_show(losses)}, {_show(P)}, {lam:.6g}, {n})"
+            call = f"best_value({as_text(losses)}, {as_text(P)}, {lam:.6g}, {n})"
             with np.errstate(all="ignore"):
-                got.append(_whole(answer(losses.copy(), P.copy(), lam, n), call))
+                got.append(int(number(answer(losses.copy(), P.copy(), lam, n), call, "iu", "one whole number, an index")))
             if not 0 <= got[-1] < losses.size:
                 raise Wrong(f"{call} is {got[-1]}: the *index* of a value is asked for, 0 to {losses.size - 1}")
         wrong = [i for i, case in enumerate(cases) if got[i] != _best(*case)]
@@ -208,8 +193,8 @@ def best_value(answer: Callable[[NDArray, NDArray, float, int], int]) -> Verdict
         losses, P, lam, n = cases[wrong[0]]
         with np.errstate(all="ignore"):
             objective = losses - lam / n * np.log2(P)
-            shown = (f"best_value({_show(losses)}, {_show(P)}, {lam:.6g}, {n}) is {got[wrong[0]]}, and should be "
-                     f"{_best(*cases[wrong[0]])}: the objectives are {_show(objective)}")  # fmt: skip
+            shown = (f"best_value({as_text(losses)}, {as_text(P)}, {lam:.6g}, {n}) is {got[wrong[0]]}, and should be "
+                     f"{_best(*cases[wrong[0]])}: the objectives are {as_text(objective)}")  # fmt: skip
             for name, mistake in _mistakes().items():
                 if all(mistake(*case) == g for case, g in zip(cases, got, strict=True)):
                     raise Wrong(f"{shown}. Look at this: {name}")
