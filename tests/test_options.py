@@ -130,6 +130,15 @@ def test_gradients_are_clipped(tmp_path, optimizer):
     assert float(torch.stack(squares).sum().detach().sqrt()) == pytest.approx(1e-3, rel=0.02)
 
 
+def test_slices_can_weigh_what_they_cost(tmp_path):
+    """The first layer has 9 slices' work at 64 pixels, the second at 16, the dense layer a multiply-add each."""
+    run = Run(replace(SMALL, weigh_macs=1), 0, tmp_path)
+    costs = {w.name: float(run.compressor._costs[w.group][-1]) for w in run.compressor.weights}
+    assert run.compressor.dense_prior and costs["6.weight"] == pytest.approx(costs["3.weight"] / (9 * 16))
+    first = float(run.compressor._costs[run.compressor.weights[0].group][0])
+    assert first == pytest.approx(4 * costs["3.weight"])
+
+
 def test_soft_rounding_lies_between_the_identity_and_rounding():
     z = torch.linspace(-3, 3, 1001)
     assert torch.allclose(soft_round(z, torch.tensor(1e-3)), z, atol=1e-3)

@@ -32,6 +32,7 @@ class Recipe:
     weight_decay       of "sgd", for weights; norm layers and biases have none
     start              share of the steps after which the weights become latents; before, the network is plain
     lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps with latents
+    weigh_macs         1: slice norms count as the multiply-adds of their slices do; always so with target_flops
     target_size        bytes that the whole file may take, and
     target_flops       multiply-adds that may be left, as a share of the dense network's, and
     target_slices      share of slices that should be zero: multipliers then follow the gap, see `nn.targets`; 0 for none
@@ -79,6 +80,7 @@ class Recipe:
     lam_group: float = 1.0
     lam_l2: float = 0.0
     ramp: float = 0.3
+    weigh_macs: int = 0
     target_size: float = 0.0
     target_flops: float = 0.0
     target_slices: float = 0.0
@@ -145,7 +147,7 @@ CHOICES = {
     "quantiser": ("straight", "noise", "soft"),
     "rate_of": ("noise", "rounded"),
 }
-FROM_ZERO = ("images", "shift", "flip", "cutout", "channels_last", "compile", "workers")  # whole numbers that may be 0
+FROM_ZERO = ("images", "shift", "flip", "cutout", "channels_last", "compile", "workers", "weigh_macs")  # whole numbers that may be 0
 SHARES = ("start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
 
 

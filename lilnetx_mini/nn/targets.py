@@ -95,6 +95,28 @@ def measure(compressor: Compressor, example: Tensor, graph: Graph | None = None)
     return Measured(len(lnx.encode(model)), left / dense, compressor.zeros()[1])
 
 
+def mac_shares(compressor: Compressor, model: lnx.Model) -> list[float]:
+    """Of the dense multiply-adds, what each weight of the compressor has; zeros for a network without a graph.
+
+    model  of `to_model`
+    """
+    by_name = dict.fromkeys((w.name for w in compressor.weights), 0.0)
+    if model.graph is not None:
+        names = model.tensor_names()
+        nodes = [n for n in model.graph.nodes if n.op in LAYERS]
+        for node, macs in zip(nodes, layer_macs(model.graph, model.tensors()), strict=True):
+            by_name[names[node.attrs[0] - 1]] = by_name.get(names[node.attrs[0] - 1], 0.0) + macs
+    total = sum(by_name.values()) or 1.0
+    return [by_name[w.name] / total for w in compressor.weights]
+
+
+def weigh_by_macs(compressor: Compressor, shares: list[float]) -> None:
+    """Let every slice count in the group prior as its multiply-adds do, those of dense and 1x1 layers too."""
+    compressor.dense_prior = True
+    pairs = zip(compressor.weights, shares, strict=True)
+    compressor.weigh_slices({w.name: share / math.prod(w.shape[:2]) for w, share in pairs})
+
+
 class Steering:
     """Moves two multipliers, of the rate and of the slice norms, towards targets while a network trains.
 
@@ -125,11 +147,9 @@ class Steering:
         self.graph = model.graph
         if model.graph is None and targets.flops is not None:
             raise InputError(f"this network's multiply-adds cannot be counted: {model.note}")
-        self._shares = self._layer_shares(model)
-        if targets.flops is not None:  # what a slice costs is what its norm should weigh
-            compressor.dense_prior = True
-            pairs = zip(compressor.weights, self._shares, strict=True)
-            compressor.weigh_slices({w.name: share / math.prod(w.shape[:2]) for w, share in pairs})
+        self._shares = mac_shares(compressor, model)
+        if targets.flops is not None:
+            weigh_by_macs(compressor, self._shares)
         # bytes of the file besides latents
         self._beside: float = len(lnx.encode(model)) - compressor.coded_bytes()
         if targets.size is not None and targets.size <= self._beside:
@@ -137,17 +157,6 @@ class Steering:
                 f"a file of {targets.size:,.0f} bytes is out of reach: with all weights zero it would take about "
                 f"{self._beside:,.0f} (norm layers, biases, names, graph)"
             )
-
-    def _layer_shares(self, model: lnx.Model) -> list[float]:
-        """Of the dense multiply-adds, what each weight of the compressor has; zeros for a network without a graph."""
-        by_name = dict.fromkeys((w.name for w in self.compressor.weights), 0.0)
-        if model.graph is not None:
-            names = model.tensor_names()
-            nodes = [n for n in model.graph.nodes if n.op in LAYERS]
-            for node, macs in zip(nodes, layer_macs(model.graph, model.tensors()), strict=True):
-                by_name[names[node.attrs[0] - 1]] = by_name.get(names[node.attrs[0] - 1], 0.0) + macs
-        total = sum(by_name.values()) or 1.0
-        return [by_name[w.name] / total for w in self.compressor.weights]
 
     @torch.no_grad()
     def _alive(self) -> float:

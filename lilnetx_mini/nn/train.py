@@ -24,10 +24,11 @@ from .average import Average
 from .compressor import Compressor, reparameterize
 from .data import Step, in_order, source
 from .distributed import ALONE, World, join
+from .export import to_model
 from .objective import Objective
 from .optimise import clip, optimizers, warm_cosine
 from .recipes import Recipe
-from .targets import Steering, Targets
+from .targets import Steering, Targets, mac_shares, weigh_by_macs
 
 SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
 SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
@@ -144,6 +145,8 @@ class Run:
         if self.world.size * self.recipe.accumulate > 1:  # so that the noise does not depend on who works on which images
             self.compressor.generator = torch.Generator(self.device).manual_seed(self.seed)
         self._optimise()
+        if self.recipe.weigh_macs:
+            weigh_by_macs(self.compressor, mac_shares(self.compressor, to_model(self.compressor, self.example())[0]))
         if self.targets:
             rates = [warm_cosine(n / self.steps, self.recipe.warmup) for n in range(self.begin, self.steps)]
             self.steering = Steering(self.targets, self.compressor, self.example(), rates, self._agreed)
