@@ -29,9 +29,11 @@ def circumstances(device: str = "no GPU used") -> dict[str, str]:
     Of absolute paths on the command line only the last part is kept: the rest means nothing elsewhere.
     """
     arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
-    used = [f"{name} {version(name)}" for name in LIBRARIES if name in sys.modules]
+    program = Path(sys.argv[0])
+    name = "lilnetx" if program.name == "__main__.py" else program.name
+    used = [f"{library} {version(library)}" for library in LIBRARIES if library in sys.modules]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *arguments]),
+        "command": " ".join([name, *arguments]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} processors, {platform.system()}, {device}",
         "versions": ", ".join([f"Python {platform.python_version()}", *used, f"lilnetx-mini {__version__}"]),

@@ -321,3 +321,14 @@ def test_devices_that_are_not_there_are_refused(tmp_path):
         with pytest.raises(InputError, match="no GPU"):
             Run(recipes.get("digits", TINY), 0, tmp_path, device="cuda")
     assert Run(recipes.get("digits", TINY), 0, tmp_path, device=None).device.type in ("cpu", "cuda")
+
+
+def test_checkpoints_from_before_a_setting_was_there_still_fit(tmp_path, reference):
+    path = tmp_path / "reference" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    settings = json.loads(state["settings"])
+    del settings["weigh_macs"], settings["ema"]
+    torch.save(state | {"settings": json.dumps(settings)}, path)
+    assert Run(recipes.get("digits", TINY), 0, tmp_path / "reference").resume()
+    with pytest.raises(CheckpointError, match="other settings"):
+        Run(recipes.get("digits", TINY | {"ema": "0.9"}), 0, tmp_path / "reference").resume()

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from .recipes import Recipe
 from .targets import Steering, Targets, mac_shares, weigh_by_macs
 
 SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
+DEFAULTS = {f.name: f.default for f in fields(Recipe) if isinstance(f.default, (int, float, str))}
 SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
 
 
@@ -168,9 +169,9 @@ class Run:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _settings(self) -> str:
+    def _settings(self) -> dict:
         numbers = {k: v for k, v in asdict(self.recipe).items() if isinstance(v, (int, float, str))}
-        return json.dumps({**numbers, "seed": self.seed, "compress": self.compress}, sort_keys=True)
+        return {**numbers, "seed": self.seed, "compress": self.compress}
 
     def _save(self) -> None:
         """Write a checkpoint of the run as it is; of several processes, the first does."""
@@ -180,7 +181,7 @@ class Run:
             return
         noise = self.compressor.generator if self.compressor else None
         state = {
-            "settings": self._settings(),
+            "settings": json.dumps(self._settings()),
             "epoch": self.epoch,
             "step": self.step,
             "total": total,
@@ -209,7 +210,7 @@ class Run:
             return False
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
-            settings = state["settings"]
+            settings = DEFAULTS | json.loads(state["settings"])  # an older version may not have had them all
         except Exception as e:
             raise CheckpointError(
                 f"{path} is damaged ({type(e).__name__}): start again with --fresh, or delete it"
