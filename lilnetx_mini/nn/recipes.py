@@ -32,6 +32,8 @@ class Recipe:
     weight_decay       of "sgd", for weights; norm layers and biases have none
     start              share of the steps after which the weights become latents; before, the network is plain
     lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps with latents
+    dense_prior        1: the group prior also charges dense and 1x1 weights, by their absolute value. Where these are most of a
+                       network, it keeps the densities' peak at zero
     weigh_macs         1: slice norms count as the multiply-adds of their slices do; always so with target_flops
     target_size        bytes that the whole file may take, and
     target_flops       multiply-adds that may be left, as a share of the dense network's, and
@@ -80,6 +82,7 @@ class Recipe:
     lam_group: float = 1.0
     lam_l2: float = 0.0
     ramp: float = 0.3
+    dense_prior: int = 0
     weigh_macs: int = 0
     target_size: float = 0.0
     target_flops: float = 0.0
@@ -147,7 +150,9 @@ CHOICES = {
     "quantiser": ("straight", "noise", "soft"),
     "rate_of": ("noise", "rounded"),
 }
-FROM_ZERO = ("images", "shift", "flip", "cutout", "channels_last", "compile", "workers", "weigh_macs")  # whole numbers that may be 0
+FROM_ZERO = (  # whole numbers that may be 0
+    "images", "shift", "flip", "cutout", "channels_last", "compile", "workers", "dense_prior", "weigh_macs",
+)  # fmt: skip
 SHARES = ("start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
 
 
