@@ -132,7 +132,8 @@ IMAGENET = SGD | {
 RECIPES = {r.name: r for r in (
     Recipe("digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1),
     Recipe("mnist_lenet300", models.lenet300, data.mnist, epochs=30, **MNIST),
-    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=20, **MNIST),
+    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=20, dense_prior=1,
+           **MNIST | {"lr": 0.01, "plain_lr": 0.01, "lam_group": 0.1}),
     Recipe("cifar10_resnet20", _pixels(models.cifar_resnet20), data.cifar10, epochs=20, **CIFAR),
     Recipe("cifar10_resnet20x4", _pixels(lambda: models.cifar_resnet20(4)), data.cifar10, epochs=200, **CIFAR),
     Recipe("cifar10_vgg16", _pixels(models.cifar_vgg16), data.cifar10, epochs=200, **CIFAR | {"lr": 0.1, "plain_lr": 0.1}),
