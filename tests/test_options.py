@@ -74,6 +74,16 @@ def test_a_batch_in_pieces_is_the_same_batch(tmp_path):
     assert torch.equal(torch.cat([x for x, _ in first]), whole[0][0])
 
 
+def test_pieces_are_equal_whatever_the_number_of_images(tmp_path):
+    """Left over are here 5 images and 4 pieces: some images come twice in an epoch, and no piece is empty."""
+    run = Run(replace(SMALL, images=37, accumulate=4, batch=16), 0, tmp_path)
+    taken, ordinary = [], run._take
+    run._take = lambda step, share: (taken.append([len(y) for _, y in step]), ordinary(step, share))
+    assert np.isfinite(run._epoch()) and taken == [[4] * 4, [4] * 4, [2] * 4]
+    with pytest.raises(InputError, match="batch=30 cannot be shared evenly"):
+        Run(replace(SMALL, accumulate=4, batch=30), 0, tmp_path)
+
+
 def test_variations_of_images_are_what_they_say():
     x = torch.arange(1.0, 65).view(1, 1, 8, 8).repeat(50, 1, 1, 1)
     vary = Variation(50, x.shape, 0, True, 4, torch.Generator().manual_seed(0))

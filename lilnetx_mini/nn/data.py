@@ -1,7 +1,8 @@
 """Images on their way to the network: held on the device, or read from disk by worker processes, and varied on the way.
 
 Both kinds of source take the order of an epoch's images and yield steps; a step is a list of pieces (x, y). One process without
-gradient accumulation has one piece a step; else a step is cut into equal pieces, and each process gets its own.
+gradient accumulation has one piece a step; else a step is cut into pieces, and each process gets its own. They are equal if the order's
+length and the batch can be divided by their number.
 """
 
 from __future__ import annotations

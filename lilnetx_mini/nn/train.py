@@ -118,6 +118,9 @@ class Run:
         self.splits = recipe.data()
         self.source = source(self.splits.train.first(recipe.images), recipe, self.device, self.world, seed)
         self.generator = torch.Generator().manual_seed(seed)  # of the order of images, and of what varies them
+        if recipe.batch % (self.world.size * recipe.accumulate):
+            parts = f"{self.world.size} processes with {recipe.accumulate} pieces each"
+            raise InputError(f"batch={recipe.batch} cannot be shared evenly by {parts}")
         self.steps_an_epoch = math.ceil(len(self.source) / recipe.batch)
         self.steps = recipe.epochs * self.steps_an_epoch
         self.begin = round(recipe.start * self.steps)  # the step at which weights become latents
@@ -272,7 +275,7 @@ class Run:
 
     def _take(self, step: Step, share: float) -> None:
         """One step of the optimisers, on the pieces of a batch that are this process's."""
-        r, count = self.recipe, sum(len(y) for _, y in step)
+        r = self.recipe
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         for n, (x, y) in enumerate(step):
@@ -285,7 +288,7 @@ class Run:
                     loss = self.objective.task(self.compiled if whole else self.network, x, y)  # compiled for one size
                 self._total += loss.detach() * len(y)  # added up where it is: nobody waits for the GPU
                 if len(step) > 1:
-                    loss = loss * (len(y) / count)
+                    loss = loss / len(step)
                 if last and self.compressor:
                     loss = loss + self.objective.penalties(self.compressor, share, *self._multipliers())
                 loss.backward()
@@ -307,6 +310,7 @@ class Run:
             self._before = self.generator.get_state()
             self._total.zero_()
         order = torch.randperm(len(self.source), generator=self.generator)
+        order = torch.cat([order, order[: -len(order) % (self.world.size * self.recipe.accumulate)]])  # so that pieces are equal
         if self.step:
             self.generator.set_state(now)
         saved, first = time.monotonic(), self.epoch * self.steps_an_epoch
@@ -321,7 +325,7 @@ class Run:
                 self._save()
                 saved = time.monotonic()
         self.step = 0
-        return self.world.add([float(self._total)], self.device)[0] / len(self.source)
+        return self.world.add([float(self._total)], self.device)[0] / len(order)
 
     def _line(self, loss: float) -> dict:
         """What is known at the end of an epoch, with averaged weights where they are asked for."""
