@@ -102,7 +102,7 @@ def test_a_run_continues_on_another_number_of_processes(tmp_path):
 
 def test_torchrun_trains_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lilnetx_mini", "train"]
-    settings = ["digits", "--set", "epochs=2", "--out", tmp_path / "out", "--quiet", "--no-plain"]
+    settings = ["digits", "--set", "epochs=1", "--set", "images=256", "--out", tmp_path / "out", "--quiet", "--no-plain"]
     done = subprocess.run([*command, *map(str, settings)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bytes of each seed") == 1 and (tmp_path / "out" / "model.lnx").stat().st_size > 1000

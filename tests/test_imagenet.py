@@ -10,7 +10,7 @@ import torch
 from test_data import image_folder
 
 from lilnetx_mini import data, runtime
-from lilnetx_mini.nn import load_into, recipes, report
+from lilnetx_mini.nn import load_into, models, recipes, report
 from lilnetx_mini.nn.train import Run, accuracy
 
 
@@ -29,19 +29,23 @@ def photographs(tmp_path, data_dir):
     return tmp_path
 
 
-def test_resnet18_is_trained_stored_and_reloaded(photographs, tmp_path, monkeypatch):
+def test_a_network_is_trained_stored_and_reloaded_at_full_resolution(photographs, tmp_path, monkeypatch):
+    """The narrowest MobileNetV2, for speed."""
     monkeypatch.setenv("LILNETX_DATA", str(photographs))
-    changes = {"epochs": "1", "batch": "8", "images": "8", "workers": "2"}
-    done = report.main_job("imagenet_resnet18", changes, [0], tmp_path / "out", plain=False, progress=False)
+    narrow = recipes.get("imagenet_mobilenetv2")
+    narrow = recipes.dataclasses.replace(narrow, model=lambda: models.with_pixel_norm(models.mobilenet_v2(0.35, 3)))
+    monkeypatch.setitem(recipes.RECIPES, "imagenet_mobilenetv2", narrow)
+    changes = {"epochs": "1", "batch": "8", "images": "16", "workers": "2"}
+    done = report.main_job("imagenet_mobilenetv2", changes, [0], tmp_path / "out", plain=False, progress=False)
     (row,) = done["compressed"]
     assert row["file_bytes"] == os.path.getsize(done["file"]) and row["runtime_difference"] < 1e-3
     assert row["file_accuracy"] == row["module_accuracy"]
     x = data.imagenet().test.images(slice(2))
-    module = load_into(recipes.get("imagenet_resnet18").model(), done["file"]).eval()
+    module = load_into(narrow.model(), done["file"]).eval()
     with torch.no_grad():
         want = module(torch.from_numpy(x)).numpy()
     assert abs(runtime.Network.load(done["file"])(x) - want).max() < 1e-3 * abs(want).max()
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["recipe"] == "imagenet_resnet18"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["recipe"] == "imagenet_mobilenetv2"
 
 
 def test_damaged_images_are_named_counted_and_skipped(tmp_path, monkeypatch):
