@@ -130,3 +130,30 @@ def test_rounding_passes_the_gradient_through():
     out = tlatent.ste_round(z)
     out.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert out.tolist() == [-2, 0, 0, 2] and z.grad.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_a_peaked_density_falls_from_zero_to_both_sides(spread):
+    torch.manual_seed(int(spread))
+    m = tdensity.Density(D, peaked=True)
+    with torch.no_grad():
+        m.h.add_(spread * torch.randn_like(m.h))
+        m.a.add_(spread * torch.randn_like(m.a))
+    m.double()
+    q = torch.arange(40, dtype=torch.float64)[:, None].expand(-1, D)
+    bits = -m.log_prob(q)
+    assert torch.allclose(bits, -m.log_prob(-q), rtol=1e-9) and (bits[1:] >= bits[:-1] - 1e-9).all()
+    twin = m.to_numpy()
+    assert np.allclose(density.log_prob(q.numpy(), twin), -bits.detach().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("peaked", [False, True])
+def test_latents_that_only_pay_gather_at_zero_under_a_peaked_density(peaked):
+    torch.manual_seed(0)
+    m, z = tdensity.Density(1, peaked=peaked), torch.nn.Parameter(2 * torch.rand(2000, 1) + 3)
+    optimizer = torch.optim.Adam([{"params": m.parameters(), "lr": 0.03}, {"params": [z], "lr": 0.01}])
+    for _ in range(800):
+        optimizer.zero_grad()
+        (trate.noisy_rate(z, m) / len(z)).backward()
+        optimizer.step()
+    assert float((torch.round(z) == 0).float().mean()) == (1.0 if peaked else 0.0)

@@ -69,7 +69,7 @@ class Group(nn.Module):
         )
         self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("sharpness", torch.ones(()), persistent=False)  # of soft rounding
-        self.density = Density(self.d)
+        self.density = Density(self.d, peaked=self.d == 1)  # single latents have no group prior to draw them to zero
 
     @property
     def psi(self) -> Tensor:

@@ -86,4 +86,4 @@ def rate(z: Tensor, density: Density) -> Tensor:
 def noisy_rate(z: Tensor, density: Density, noise: Tensor | None = None) -> Tensor:
     """Bits of ``z + u``, u uniform in (-1/2, 1/2) and fresh unless given: the differentiable proxy for training."""
     u = torch.rand_like(z) - 0.5 if noise is None else noise
-    return _TotalBits.apply(z + u, density.h, density.b, density.a)
+    return _TotalBits.apply(z + u, *density.terms())
