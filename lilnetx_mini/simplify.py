@@ -121,6 +121,50 @@ def fold_norms(graph: Graph, tensors: list[Array]) -> tuple[Graph, list[Array]]:
     return _rounded(_reachable(_fold(_unpack(graph, tensors))))
 
 
+def quieted(graph: Graph, tensors: list[Array]) -> list[Array]:
+    """The same function with tensors of the same shapes, where what has no effect is zero: for a file, in which zeros are cheap.
+
+    Biases that read constants take them in, as in `simplify`; filters and biases that nobody reads are zero. No slice is
+    anything but what it was, or zero. Tensors of several nodes stay as they are.
+    """
+    net = _unpack(graph, tensors)
+    shapes, uses = net.shapes(), Counter(i for node in graph.nodes for i in _owned(node))
+    own = [bool(_owned(node)) and all(uses[i] == 1 for i in _owned(node)) for node in graph.nodes]
+    own = [mine and not (s.node.op == "linear" and len(shapes[s.node.inputs[0]]) > 1) for mine, s in zip(own, net.steps, strict=True)]
+    while True:
+        before, known, steps = net, _constants(net, shapes), list(net.steps)
+        for n, step in enumerate(steps):
+            i = step.node.inputs[0]
+            if own[n] and _kind(step, shapes[i]):
+                into = known[i] if step.tensors[1] is not None else np.where(known[i] == 0, 0.0, np.nan)
+                steps[n] = _absorb_constants(step, into)
+        net = replace(net, steps=tuple(steps))
+        labels = _labels(net, shapes)
+        needed = _needed(net, shapes, labels)
+        net = replace(net, steps=tuple(_silent(s, needed[c]) if mine else s for s, c, mine in zip(steps, labels[1:], own, strict=True)))
+        if _equal(before, net):
+            break
+    out = list(tensors)
+    for node, step in zip(graph.nodes, net.steps, strict=True):
+        for i, t, place in zip(_owned(node), (t for t in step.tensors if t is not None), (0, 1), strict=False):
+            t = _turned(t, step.groups) if node.op == "conv_transpose" and place == 0 else t
+            out[i - 1] = np.ascontiguousarray(t, np.float32)
+    return out
+
+
+def _owned(node: Node) -> tuple[int, ...]:
+    """Numbers of the tensors of a layer or norm layer, from 1."""
+    return tuple(i for i in node.attrs[:2] if i) if node.op in (*LAYERS, "scale_shift") else ()
+
+
+def _silent(step: _Step, needed: Flags) -> _Step:
+    """A step without weights, biases and shifts for the channels that are not needed; a scale stays."""
+    first, second = step.tensors
+    if step.node.op != "scale_shift":
+        first = np.where(needed.reshape(-1, *[1] * (first.ndim - 1)), first, 0.0)
+    return replace(step, tensors=(first, None if second is None else np.where(needed, second, 0.0)))
+
+
 def layer_macs(graph: Graph, tensors: list[Array]) -> list[int]:
     """Multiply-adds of every convolution and dense layer, in order, for one input; zero weights included."""
     shapes, out = infer_shapes(graph, [t.shape for t in tensors]), []

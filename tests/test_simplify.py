@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lilnetx_mini import lnx
 from lilnetx_mini.graph import Graph, Node, infer_shapes, node_shape
 from lilnetx_mini.runtime import interpret
-from lilnetx_mini.simplify import fold_norms, layer_macs, simplify
+from lilnetx_mini.simplify import fold_norms, layer_macs, quieted, simplify
 
 FILES = Path(__file__).parent.parent / "results" / "files"
 ONE = (1, 1)
@@ -181,6 +181,39 @@ def test_outputs_stay_work_never_grows_and_a_second_time_changes_nothing(network
 def test_folding_norms_keeps_outputs(network):
     graph, tensors = network
     assert_same(graph, tensors, *fold_norms(graph, tensors))
+
+
+@given(networks())
+@settings(max_examples=200, deadline=None)
+def test_quieted_tensors_compute_the_same_in_the_same_shapes(network):
+    graph, tensors = network
+    new = quieted(graph, tensors)
+    assert_same(graph, tensors, graph, new)
+    for s, t in zip(tensors, new, strict=True):
+        assert s.shape == t.shape and s.dtype == t.dtype
+        if s.ndim > 1:  # a weight: its slices are what they were, or zero
+            before, after = (x.reshape(*x.shape[:2], -1) for x in (s, t))
+            assert ((before == after).all(2) | (after == 0).all(2)).all()
+    assert all(np.array_equal(s, t) for s, t in zip(new, quieted(graph, new), strict=True))
+
+
+def test_what_a_dead_filter_and_an_unread_one_leave_behind():
+    """Filter 0 is zero, with a bias that passes the activation; filter 1 is read by nobody; a padded convolution keeps its constant."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(3, 2, 3, 3)).astype(np.float32), rng.normal(size=(2, 3, 3, 3)).astype(np.float32)
+    first[0], second[:, 1] = 0, 0
+    tensors = [first, np.float32([0.5, 0.7, 0.9]), second, np.float32([0.1, 0.2])]
+    for padding in (0, 1):
+        nodes = (Node("conv", (0,), (1, 2, 1, 1, 1, 0, 0, 1, 1)), Node("relu", (1,), ()),
+                 Node("conv", (2,), (3, 4, 1, 1, 1, padding, padding, 1, 1)))  # fmt: skip
+        graph = Graph((2, 8, 8), nodes)
+        w, b, v, c = quieted(graph, tensors)
+        assert not w[1].any() and b[1] == 0 and np.array_equal(w[2], first[2]) and b[2] == tensors[1][2]
+        if padding:
+            assert b[0] == tensors[1][0] and np.array_equal(v, second) and np.array_equal(c, tensors[3])
+        else:
+            assert b[0] == 0 and not v[:, 0].any() and np.allclose(c, tensors[3] + 0.5 * second[:, 0].sum((1, 2)))
+        assert_same(graph, tensors, graph, [w, b, v, c])
 
 
 def test_a_norm_is_folded_in_float64_and_rounded_once():
@@ -376,6 +409,9 @@ def test_a_trained_network_loses_channels_and_nothing_else(name, fold):
     new, own, removed = simplify(model.graph, tensors, fold)
     assert_same(model.graph, tensors, new, own)
     assert removed.channels[1] < removed.channels[0] and removed.macs[1] < removed.macs[0]
+    quiet = quieted(model.graph, tensors)
+    assert_same(model.graph, tensors, model.graph, quiet)
+    assert simplify(model.graph, quiet, fold)[2] == removed  # nothing that can go is hidden by it
     print(f"{name}: channels {removed.channels}, weights {removed.weights}, multiplications {removed.macs}")
     again, same, _ = simplify(new, own, fold)
     assert again == new and all(np.array_equal(s, t) for s, t in zip(own, same, strict=True))

@@ -19,6 +19,7 @@ from ..errors import ExportError, InputError, UnsupportedOpError
 from ..graph import Graph
 from ..latent import quantise
 from ..runtime import Network
+from ..simplify import quieted
 from .trace import trace
 
 if TYPE_CHECKING:
@@ -151,6 +152,25 @@ def _quiet_dead_scales(others: list[_Tensor], graph: Graph, weights: list[np.nda
     return others
 
 
+def _without_effectless(model: lnx.Model, others: list[_Tensor], graph: Graph) -> tuple[lnx.Model, list[_Tensor]]:
+    """The same function, where slices and biases that have no effect are zero: filters that nobody reads, constants' readers."""
+    old = [*model.tensors(), *(np.float32(t.values) for t in others)]
+    new, count = quieted(graph, old), len(model.layers)
+    rows = []
+    for q, before, after in zip(model.latents(), old, new, strict=False):
+        gone, was = (~w.reshape(q.shape).any(1) for w in (after, before))
+        rows.append(np.where((gone & ~was)[:, None], 0, q))
+    groups = [
+        replace(g, q=np.concatenate([q for q, layer in zip(rows, model.layers, strict=True) if layer.group == n]))
+        for n, g in enumerate(model.groups)
+    ]
+    others = [
+        replace(t, values=np.where(before == after, t.values, after))
+        for t, before, after in zip(others, old[count:], new[count:], strict=True)
+    ]
+    return replace(model, groups=groups), others
+
+
 def _example(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         raise InputError(
@@ -226,6 +246,7 @@ def to_model(
             note = str(e)
     if graph is not None:
         others = _quiet_dead_scales(others, graph, latents.tensors())
+        latents, others = _without_effectless(latents, others, graph)
     sides = [_side(t) for t in others if t.bits]
     raws = [lnx.Raw(t.name, t.values) for t in others if not t.bits]
     return replace(latents, sides=sides, raws=raws, graph=graph, note=note), plain
