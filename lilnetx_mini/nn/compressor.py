@@ -147,11 +147,13 @@ class Compressor:
         """Let a slice count in the prior by what it costs.
 
         costs  for names of weights, what one of their slices costs, in any unit, such as multiply-adds: 0 for those that are
-               not named. Norms are multiplied by it, divided by the mean over all slices of the prior
+               not named. Norms are multiplied by it, divided by the mean over all of the cost: slices that most of it goes to
+               count about as they did, and the many of a dense layer, cheap each, count little
         """
         prior = [w for w in self.weights if w.group.d > 1 or self.dense_prior]
-        total = sum(costs.get(w.name, 0.0) * math.prod(w.shape[:2]) for w in prior)
-        mean = total / max(sum(math.prod(w.shape[:2]) for w in prior), 1)
+        rows = [(costs.get(w.name, 0.0), math.prod(w.shape[:2])) for w in prior]
+        total = sum(cost * slices for cost, slices in rows)
+        mean = sum(cost * cost * slices for cost, slices in rows) / total if total else 0.0
         for group in {w.group for w in prior} if mean else ():
             members = [w for w in self.weights if w.group is group]
             parts = [group.free.new_full((math.prod(w.shape[:2]),), costs.get(w.name, 0.0) / mean) for w in members]

@@ -32,8 +32,6 @@ class Recipe:
     weight_decay       of "sgd", for weights; norm layers and biases have none
     start              share of the steps after which the weights become latents; before, the network is plain
     lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps with latents
-    dense_prior        1: the group prior also charges dense and 1x1 weights, by their absolute value. Where these are most of a
-                       network, it keeps the densities' peak at zero
     weigh_macs         1: slice norms count as the multiply-adds of their slices do; always so with target_flops
     target_size        bytes that the whole file may take, and
     target_flops       multiply-adds that may be left, as a share of the dense network's, and
@@ -82,7 +80,6 @@ class Recipe:
     lam_group: float = 1.0
     lam_l2: float = 0.0
     ramp: float = 0.3
-    dense_prior: int = 0
     weigh_macs: int = 0
     target_size: float = 0.0
     target_flops: float = 0.0
@@ -132,8 +129,7 @@ IMAGENET = SGD | {
 RECIPES = {r.name: r for r in (
     Recipe("digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1),
     Recipe("mnist_lenet300", models.lenet300, data.mnist, epochs=30, **MNIST),
-    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=20, dense_prior=1,
-           **MNIST | {"lr": 0.01, "plain_lr": 0.01, "lam_group": 0.1}),
+    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=20, **MNIST | {"lr": 0.05, "plain_lr": 0.05, "lam_group": 0.1}),
     Recipe("cifar10_resnet20", _pixels(models.cifar_resnet20), data.cifar10, epochs=20, **CIFAR),
     Recipe("cifar10_resnet20x4", _pixels(lambda: models.cifar_resnet20(4)), data.cifar10, epochs=200, **CIFAR),
     Recipe("cifar10_vgg16", _pixels(models.cifar_vgg16), data.cifar10, epochs=200, **CIFAR | {"lr": 0.1, "plain_lr": 0.1}),
@@ -152,7 +148,7 @@ CHOICES = {
     "rate_of": ("noise", "rounded"),
 }
 FROM_ZERO = (  # whole numbers that may be 0
-    "images", "shift", "flip", "cutout", "channels_last", "compile", "workers", "dense_prior", "weigh_macs",
+    "images", "shift", "flip", "cutout", "channels_last", "compile", "workers", "weigh_macs",
 )  # fmt: skip
 SHARES = ("start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
 

@@ -32,8 +32,10 @@ LATE = 0.1  # share of the path's length that passes before it starts: latents h
 AIM = {"size": 0.99, "flops": 1.01}
 PROPORTIONAL, INTEGRAL = 3.0, 0.3  # of the controller, for logarithms, at every look
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
-FIRST = 0.3  # factor of both multipliers at the start
-FASTEST = 1.0  # most that the logarithm of a multiplier changes in a look
+# most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
+# reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
+# meanwhile would take the network with them
+UP, DOWN = 0.1, 0.3
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
 
 
@@ -138,7 +140,7 @@ class Steering:
         self.targets, self.compressor, self.example, self.agreed = targets, compressor, example, agreed
         self.every = max(1, len(rates) // LOOKS)
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
-        self.rate = self.group = self._group = FIRST
+        self.rate = self.group = self._group = 1.0
         self.history: list[dict] = []
         self._start: dict[str, float] = {}
         self._error: dict[str, float] = {}
@@ -195,11 +197,11 @@ class Steering:
         value = max(value, 1e-6)
         start = self._start.setdefault(name, value)
         done = max(0.0, (progress - LATE) / (1 - LATE))
-        error = math.log(value) - (math.log(start) + (math.log(AIM.get(name, 1.0) * target) - math.log(start)) * done)
+        error = math.log(value / start) - math.log(AIM.get(name, 1.0) * target / start) * done
         error *= STICKY if error < 0 else 1.0
         before = self._error.get(name, error)
         self._error[name] = error
-        return max(-FASTEST, min(FASTEST, PROPORTIONAL * (error - before) + INTEGRAL * error))
+        return max(-DOWN, min(UP, PROPORTIONAL * (error - before) + INTEGRAL * error))
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

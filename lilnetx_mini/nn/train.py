@@ -144,8 +144,7 @@ class Run:
     def _reparameterize(self) -> None:
         """From here on the weights are latents, and the optimisers start anew."""
         init = self.recipe.init if self.begin == 0 else "from_weights"
-        prior = bool(self.recipe.dense_prior)
-        self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels, dense_prior=prior)
+        self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels)
         self.compressor.rate_of = self.recipe.rate_of
         if self.world.size * self.recipe.accumulate > 1:  # so that the noise does not depend on who works on which images
             self.compressor.generator = torch.Generator(self.device).manual_seed(self.seed)
