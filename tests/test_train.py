@@ -1,18 +1,20 @@
 """Recipes, exact resume, and the command line."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lilnetx_mini import data
+from lilnetx_mini import cli, data
 from lilnetx_mini.errors import CheckpointError, DataError, InputError
 from lilnetx_mini.nn import recipes, reparameterize
 from lilnetx_mini.nn.data import shifted
@@ -22,10 +24,19 @@ from lilnetx_mini.nn.train import Run
 TINY = {"epochs": "3", "batch": "256"}
 
 
-def lilnetx(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "lilnetx_mini", *map(str, arguments)], capture_output=True, text=True, **options
-    )
+def lilnetx(*arguments, process: bool = False):
+    """The command line, in a process of its own or, faster, in this one."""
+    command = [str(a) for a in arguments]
+    if process:
+        return subprocess.run([sys.executable, "-m", "lilnetx_mini", *command], capture_output=True, text=True)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["lilnetx", *command])
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = e.code or 0
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def latents(run: Run) -> list[torch.Tensor]:
@@ -229,6 +240,7 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
         "--quiet",
         "--jobs",
         "1",
+        process=True,
     )
     assert done.returncode == 0, done.stderr
     assert "float32 file" in done.stdout and ".lnx" in done.stdout and (out / "report.png").stat().st_size > 10_000
