@@ -22,10 +22,11 @@ class Density(nn.Module):
         super().__init__()
         self.peaked = peaked
         self.h = nn.Parameter(0.01 * torch.randn(LAYERS, d))
-        self.b = nn.Parameter(0.01 * torch.randn(LAYERS, d))
-        self.a = nn.Parameter(0.01 * torch.randn(LAYERS - 1, d))
         if peaked:
-            self.b.requires_grad_(False).zero_()
+            self.register_buffer("b", torch.zeros(LAYERS, d))
+        else:
+            self.b = nn.Parameter(0.01 * torch.randn(LAYERS, d))
+        self.a = nn.Parameter(0.01 * torch.randn(LAYERS - 1, d))
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor]:
         """Slopes before softplus (4, d), shifts (4, d), bends before tanh (3, d): what `lilnetx_mini.density.Density` holds."""
