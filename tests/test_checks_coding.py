@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -387,24 +384,3 @@ def test_wrong_decoders_are_refused_with_a_reason(name):
     wrong, reason = DECODE_WRONG[name]
     verdict = coding.decode_stream(wrong)
     assert not verdict and reason in verdict.message, verdict
-
-
-# -- all ---------------------------------------------------------------------------------------------------------------
-
-
-def test_an_error_inside_the_answer_becomes_a_verdict():
-    def broken(*_):
-        return [][1]
-
-    for verdict in (
-        coding.slots(broken),
-        coding.push_pop(broken, broken),
-        coding.best_counts(broken),
-        coding.decode_stream(broken),
-    ):
-        assert not verdict and "IndexError" in verdict.message
-
-
-def test_the_checkers_need_no_torch():
-    code = "import sys; import lilnetx_mini.checks.coding; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
