@@ -278,3 +278,9 @@ def test_a_network_that_is_no_classifier_goes_to_a_file_and_back(tmp_path):
     with torch.no_grad():
         assert np.abs(stored - module(torch.from_numpy(x)).numpy()).max() < 1e-4
     assert train.evaluate(module, run.splits.test, recipe.score) > 12
+
+
+@pytest.mark.parametrize("asked, kinds", [("", {"scalar", "full"}), ("diagonal", {"scalar", "diagonal"})])
+def test_a_recipe_may_choose_the_decoders(tmp_path, asked, kinds):
+    """Those of kernels; single weights have a scalar anyway."""
+    assert {g.kind for g in Run(replace(SMALL, decoder=asked), 0, tmp_path).compressor.groups} == kinds

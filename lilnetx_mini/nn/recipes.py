@@ -41,6 +41,8 @@ class Recipe:
     cutout             side of a square of zeros in every image; 0 for none
     init               how latents start: "random", or "from_weights" for a model that is trained already
     levels             for "from_weights": quantisation steps in a standard deviation of the weights
+    decoder            kind of all kernels' decoders: "full", "diagonal", "scalar" or "dct"; "" for what `reparameterize` chooses. A
+                       trained full one of 5x5 kernels takes some 600 bytes of the file
     quantiser          what the network computes with: "straight" (rounded latents, gradients pass), "noise" (latents with uniform
                        noise) or "soft" (rounded ever more sharply); the last two for the first `hard` of the steps with latents
     rate_of            what the rate is estimated for: "noise" (latents with uniform noise), or "rounded" latents
@@ -89,6 +91,7 @@ class Recipe:
     cutout: int = 0
     init: str = "random"
     levels: float = 6.0
+    decoder: str = ""
     quantiser: str = "straight"
     hard: float = 0.7
     rate_of: str = "noise"
@@ -144,6 +147,7 @@ RECIPES = {r.name: r for r in (
 CHOICES = {
     "optimizer": ("adam", "sgd"),
     "init": ("random", "from_weights"),
+    "decoder": ("", "full", "diagonal", "scalar", "dct"),
     "quantiser": ("straight", "noise", "soft"),
     "rate_of": ("noise", "rounded"),
 }

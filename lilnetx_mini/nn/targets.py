@@ -26,7 +26,9 @@ from .export import to_model
 
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
-LATE = 0.1  # share of the path's length that passes before it starts: latents have to shrink before one is rounded to zero
+# shares of the path's length: what passes before it starts, as latents have to shrink before one is rounded to zero, and where
+# it arrives, as the measure lags behind while it moves
+LATE, ARRIVE = 0.1, 0.9
 # the path to a size ends a little below what was asked, as a file for 40 kB should fit into them; that to a share of the
 # multiply-adds a little above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.01}
@@ -196,7 +198,7 @@ class Steering:
         """How far to move a multiplier's logarithm."""
         value = max(value, 1e-6)
         start = self._start.setdefault(name, value)
-        done = max(0.0, (progress - LATE) / (1 - LATE))
+        done = min(1.0, max(0.0, (progress - LATE) / (ARRIVE - LATE)))
         error = math.log(value / start) - math.log(AIM.get(name, 1.0) * target / start) * done
         error *= STICKY if error < 0 else 1.0
         before = self._error.get(name, error)

@@ -144,7 +144,7 @@ class Run:
     def _reparameterize(self) -> None:
         """From here on the weights are latents, and the optimisers start anew."""
         init = self.recipe.init if self.begin == 0 else "from_weights"
-        self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels)
+        self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels, decoder=self.recipe.decoder or None)
         self.compressor.rate_of = self.recipe.rate_of
         if self.world.size * self.recipe.accumulate > 1:  # so that the noise does not depend on who works on which images
             self.compressor.generator = torch.Generator(self.device).manual_seed(self.seed)
