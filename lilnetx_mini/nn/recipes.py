@@ -122,17 +122,16 @@ CIFAR = SGD | {
     "batch": 128, "lr": 0.2, "plain_lr": 0.2, "weight_decay": 5e-4, "warmup": 0.15, "lam_rate": 0.3, "lam_group": 0.3, "shift": 4,
     "flip": 1, "threads": 2,
 }
-MNIST = SGD | {
-    "batch": 128, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.1, "lam_rate": 0.3, "lam_group": 0.3,
-}
 IMAGENET = SGD | {
     "epochs": 90, "batch": 256, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.06, "lam_rate": 0.3, "lam_group": 0.3,
     "workers": 8, "threads": 2,
 }
 RECIPES = {r.name: r for r in (
     Recipe("digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1),
-    Recipe("mnist_lenet300", models.lenet300, data.mnist, epochs=30, **MNIST),
-    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=20, **MNIST | {"lr": 0.05, "plain_lr": 0.05, "lam_group": 0.1}),
+    Recipe("mnist_lenet300", models.lenet300, data.mnist, epochs=30, batch=128, lr=0.1, plain_lr=0.1, weight_decay=1e-4, warmup=0.1,
+           lam_rate=0.3, lam_group=0.3, **SGD),
+    Recipe("mnist_lenet5", models.lenet5, data.mnist, epochs=30, batch=128, lr=0.01, rest_lr=0.001, decoder_lr=1e-4, plain_lr=0.001,
+           warmup=0.1, start=0.15, decoder="diagonal", init="from_weights", levels=1.0, shift=1, channels_last=1),
     Recipe("cifar10_resnet20", _pixels(models.cifar_resnet20), data.cifar10, epochs=20, **CIFAR),
     Recipe("cifar10_resnet20x4", _pixels(lambda: models.cifar_resnet20(4)), data.cifar10, epochs=200, **CIFAR),
     Recipe("cifar10_vgg16", _pixels(models.cifar_vgg16), data.cifar10, epochs=200, **CIFAR | {"lr": 0.1, "plain_lr": 0.1}),
