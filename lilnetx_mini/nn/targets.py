@@ -26,13 +26,11 @@ from .export import to_model
 
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
-# shares of the path's length: what passes before it starts, as latents have to shrink before one is rounded to zero, and where
-# it arrives, as the measure lags behind while it moves
-LATE, ARRIVE = 0.1, 0.9
+LATE = 0.1  # share of the path's length that passes before it starts: latents have to shrink before one is rounded to zero
 # the path to a size ends a little below what was asked, as a file for 40 kB should fit into them; that to a share of the
 # multiply-adds a little above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.01}
-PROPORTIONAL, INTEGRAL = 3.0, 0.3  # of the controller, for logarithms, at every look
+PROPORTIONAL, INTEGRAL = 3.0, 0.6  # of the controller, for logarithms, at every look
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
@@ -198,7 +196,7 @@ class Steering:
         """How far to move a multiplier's logarithm."""
         value = max(value, 1e-6)
         start = self._start.setdefault(name, value)
-        done = min(1.0, max(0.0, (progress - LATE) / (ARRIVE - LATE)))
+        done = max(0.0, (progress - LATE) / (1 - LATE))
         error = math.log(value / start) - math.log(AIM.get(name, 1.0) * target / start) * done
         error *= STICKY if error < 0 else 1.0
         before = self._error.get(name, error)
