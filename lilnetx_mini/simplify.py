@@ -144,11 +144,11 @@ def quieted(graph: Graph, tensors: list[Array]) -> list[Array]:
         net = replace(net, steps=tuple(_silent(s, needed[c]) if mine else s for s, c, mine in zip(steps, labels[1:], own, strict=True)))
         if _equal(before, net):
             break
+    renumbered, quiet = _rounded(net)
     out = list(tensors)
-    for node, step in zip(graph.nodes, net.steps, strict=True):
-        for i, t, place in zip(_owned(node), (t for t in step.tensors if t is not None), (0, 1), strict=False):
-            t = _turned(t, step.groups) if node.op == "conv_transpose" and place == 0 else t
-            out[i - 1] = np.ascontiguousarray(t, np.float32)
+    for node, same in zip(graph.nodes, renumbered.nodes, strict=True):
+        for i, j in zip(_owned(node), _owned(same), strict=True):
+            out[i - 1] = quiet[j - 1]
     return out
 
 

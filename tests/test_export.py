@@ -374,3 +374,29 @@ def test_norm_layers_without_weights_are_stored_run_and_loaded(tmp_path):
         want, loaded = model(x), back(x)
     assert torch.allclose(loaded, outputs, atol=1e-4)
     assert torch.allclose(loaded, want, atol=0.05 * float(want.abs().max()))  # scale and shift have eight bits
+
+
+def test_what_has_no_effect_is_not_paid_for_and_the_file_computes_the_same(tmp_path):
+    """Dead units with a bias that passes, and units that nobody reads: the file is that of a network without their biases."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 80), nn.ReLU(), nn.Linear(80, 10))
+    compressor = lx.reparameterize(model, init="from_weights", levels=1.0)
+    first, second = (w.latents.data for w in compressor.weights)
+    first.view(80, 30)[:30] = 0  # units 0 to 29 are constant
+    second.view(10, 80)[:, 50:] = 0  # units 50 to 79 are read by nobody
+    x = torch.rand(5, 30)
+    with torch.no_grad():
+        want = model.eval()(x)
+    saved = compressor.save(tmp_path / "a.lnx", x)
+    file = lnx.read(saved.path)
+    w, v, *_ = file.tensors()
+    assert not w[:30].any() and not w[50:].any() and not v[:, :30].any() and not v[:, 50:].any()
+    assert np.array_equal(w[30:50], model[0].weight.detach().numpy()[30:50])
+    (bias,) = (s for s in file.sides if s.name == "0.bias")
+    assert not bias.values()[:30].any() and not bias.values()[50:].any() and bias.values()[30:50].any()
+    for have in (runtime.Network.load(saved.path)(x.numpy()), lx.load_into(plain_copy(compressor), saved.path)(x).detach().numpy()):
+        assert np.abs(have - want.numpy()).max() < 0.02 * np.abs(want.numpy()).max()  # biases have 8 bits
+    kept = lx.reparameterize(nn.Sequential(nn.Linear(30, 80), nn.ReLU(), nn.Linear(80, 10)), init="from_weights", levels=1.0)
+    for mine, theirs in zip(kept.weights, compressor.weights, strict=True):
+        mine.latents.data.copy_(theirs.latents)
+    assert saved.file_bytes < kept.save(tmp_path / "b.lnx").file_bytes - 40  # without an example nothing is known to be idle

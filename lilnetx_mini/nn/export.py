@@ -245,8 +245,8 @@ def to_model(
         except UnsupportedOpError as e:
             note = str(e)
     if graph is not None:
-        others = _quiet_dead_scales(others, graph, latents.tensors())
         latents, others = _without_effectless(latents, others, graph)
+        others = _quiet_dead_scales(others, graph, latents.tensors())
     sides = [_side(t) for t in others if t.bits]
     raws = [lnx.Raw(t.name, t.values) for t in others if not t.bits]
     return replace(latents, sides=sides, raws=raws, graph=graph, note=note), plain
