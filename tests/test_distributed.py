@@ -18,9 +18,8 @@ TESTS = Path(__file__).parent
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import torch, test_distributed as t
-run = t.make(sys.argv[2], sys.argv[3], 1)
-torch.save(t.steps(run, int(sys.argv[4])), f"{sys.argv[3]}/rank{run.world.rank}.pt")
+import test_distributed as t
+t.be_one_of_two(sys.argv[2])
 """
 
 
@@ -57,52 +56,69 @@ def steps(run: Run, count: int) -> dict:
     return {"gradients": gradients, "losses": losses, "parameters": [p.detach() for p in run.model.parameters()]}
 
 
-def together(kind: str, folder: Path, count: int, script: str = SCRIPT) -> list[dict]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", script, str(TESTS), kind, str(folder), str(count)]
-    both = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in (0, 1)]
-    assert [p.wait(timeout=200) for p in both] == [0, 0]
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+def be_one_of_two(folder: str) -> None:
+    """What each of two processes does: 50 steps of either kind, and the second half of a run that is there."""
+    found = {}
+    for kind in ("normal", "smooth"):
+        run = make(kind, f"{folder}/{kind}", 1)
+        found[kind] = steps(run, 50)
+    resumed = Run(replace(SMALL, epochs=4), 0, f"{folder}/resumed")
+    assert resumed.resume() and resumed.epoch == 2
+    resumed.fit(progress=False)
+    torch.save(found | {"metrics": str(resumed.metrics)}, f"{folder}/rank{run.world.rank}.pt")
 
 
-def test_gradients_are_those_of_one_process_and_ranks_stay_equal_to_the_bit(tmp_path):
-    alone = steps(make("normal", str(tmp_path), 2), 1)
-    ranks = together("normal", tmp_path, 50)
-    for a, b in zip(alone["gradients"], ranks[0]["gradients"], strict=True):
-        assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-12
-    assert all(torch.equal(a, b) for a, b in zip(ranks[0]["parameters"], ranks[1]["parameters"], strict=True))
-    assert alone["losses"][0] == pytest.approx(ranks[0]["losses"][0], rel=1e-6)
-
-
-def test_losses_are_those_of_one_process(tmp_path):
-    alone, ranks = steps(make("smooth", str(tmp_path), 2), 50), together("smooth", tmp_path, 50)
-    assert len(alone["losses"]) == 50 and alone["losses"][-1] < 0.85 * alone["losses"][0]
-    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
-
-
-def test_a_run_continues_on_another_number_of_processes(tmp_path):
-    script = SCRIPT.replace("torch.save(t.steps(run, int(sys.argv[4]))", "run.resume(); run.fit(False); torch.save({'m': str(run.metrics)}")
-    script = script.replace("t.make(sys.argv[2], sys.argv[3], 1)", "t.Run(t.replace(t.SMALL, epochs=4), 0, sys.argv[3])")
-    half = Run(replace(SMALL, epochs=4), 0, tmp_path)
+@pytest.fixture(scope="module")
+def half(tmp_path_factory) -> Run:
+    """The first half of a run of four epochs, in one process."""
+    half = Run(replace(SMALL, epochs=4), 0, tmp_path_factory.mktemp("two") / "resumed")
     while half.epoch < 2:
         loss = half._epoch()
         half.epoch += 1
         half.metrics.append(half._line(loss))
     half._save()
-    ranks = together("any", tmp_path, 0, script)
-    assert ranks[0]["m"].count("'epoch'") == 4
-    again = Run(replace(SMALL, epochs=4), 0, tmp_path)
+    return half
+
+
+@pytest.fixture(scope="module")
+def ranks(half) -> list[dict]:
+    """What each of two processes found."""
+    folder = half.folder.parent
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", SCRIPT, str(TESTS), str(folder)]
+    both = [subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in (0, 1)]
+    assert [p.wait(timeout=200) for p in both] == [0, 0]
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+def test_gradients_are_those_of_one_process_and_ranks_stay_equal_to_the_bit(tmp_path, ranks):
+    alone, (first, second) = steps(make("normal", str(tmp_path), 2), 1), (r["normal"] for r in ranks)
+    for a, b in zip(alone["gradients"], first["gradients"], strict=True):
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max() + 1e-12
+    assert all(torch.equal(a, b) for a, b in zip(first["parameters"], second["parameters"], strict=True))
+    assert alone["losses"][0] == pytest.approx(first["losses"][0], rel=1e-6)
+
+
+def test_losses_are_those_of_one_process(tmp_path, ranks):
+    alone = steps(make("smooth", str(tmp_path), 2), 50)
+    assert len(alone["losses"]) == 50 and alone["losses"][-1] < 0.85 * alone["losses"][0]
+    assert ranks[0]["smooth"]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+
+
+def test_a_run_continues_on_another_number_of_processes(tmp_path, half, ranks):
+    assert ranks[0]["metrics"] == ranks[1]["metrics"] and ranks[0]["metrics"].count("'epoch'") == 4
+    again = Run(replace(SMALL, epochs=4), 0, half.folder)
     assert again.resume() and again.epoch == 4 and again.metrics[:2] == half.metrics
-    whole = Run(replace(SMALL, epochs=4), 0, tmp_path / "whole").fit(progress=False)
+    whole = Run(replace(SMALL, epochs=4), 0, tmp_path).fit(progress=False)
     assert again.metrics[-1]["loss"] == pytest.approx(whole.metrics[-1]["loss"], rel=0.3)
 
 
 def test_torchrun_trains_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lilnetx_mini", "train"]
-    settings = ["digits", "--set", "epochs=1", "--set", "images=256", "--out", tmp_path / "out", "--quiet", "--no-plain"]
+    settings = ["digits", "--set", "epochs=1", "--set", "images=128", "--out", tmp_path / "out", "--quiet", "--no-plain"]
     done = subprocess.run([*command, *map(str, settings)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bytes of each seed") == 1 and (tmp_path / "out" / "model.lnx").stat().st_size > 1000

@@ -417,7 +417,8 @@ def weights_after_simplify(model, x):
 # With the part that gets holes. In float32, rounding errors would grow too much in the many random layers of MobileNets.
 MODELS = {
     "lenet5": (models.lenet5, lambda m: m, (2, 1, 28, 28)),
-    "resnet18": (lambda: models.resnet18(10), lambda m: nn.Sequential(m.conv1, m.layer2, m.layer3), (2, 3, 32, 32)),
+    "resnet10": (
+        lambda: models.ResNet(models.BasicBlock, (1, 1, 1, 1), 10), lambda m: nn.Sequential(m.conv1, m.layer2, m.layer3), (2, 3, 32, 32)),
     "mobilenet_v2": (lambda: models.mobilenet_v2(0.35, 10).double(), lambda m: m.features[10:15], (2, 3, 32, 32)),
     "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(10).double(), lambda m: m.features[6:10], (2, 3, 32, 32)),
 }

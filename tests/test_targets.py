@@ -13,7 +13,7 @@ from lilnetx_mini.nn.models import digits_resnet
 from lilnetx_mini.nn.targets import Steering, Targets, measure, slice_macs
 from lilnetx_mini.nn.train import Run
 
-SHORT = {"epochs": "16", "batch": "64"}
+SHORT = {"epochs": "12", "batch": "96", "images": "960"}
 
 
 def trained(folder, **changes):

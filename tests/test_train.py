@@ -43,9 +43,9 @@ def latents(run: Run) -> list[torch.Tensor]:
     return [w.latents.detach().clone() for w in run.compressor.weights]
 
 
-@pytest.fixture
-def reference(tmp_path):
-    run = Run(recipes.get("digits", TINY), 0, tmp_path / "reference")
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    run = Run(recipes.get("digits", TINY), 0, tmp_path_factory.mktemp("reference"))
     run.fit(progress=False)
     return run
 
@@ -93,8 +93,8 @@ def test_a_run_killed_at_any_moment_leaves_a_whole_checkpoint_and_resumes_to_the
     assert run.metrics == reference.metrics
 
 
-def test_a_finished_run_comes_back_as_it_was(reference, tmp_path):
-    again = Run(recipes.get("digits", TINY), 0, tmp_path / "reference")
+def test_a_finished_run_comes_back_as_it_was(reference):
+    again = Run(recipes.get("digits", TINY), 0, reference.folder)
     assert again.resume()
     x = torch.from_numpy(again.splits.test.x)
     assert torch.equal(again.model.eval()(x), reference.model.eval()(x))
@@ -102,13 +102,12 @@ def test_a_finished_run_comes_back_as_it_was(reference, tmp_path):
 
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path, reference):
     with pytest.raises(CheckpointError, match="other settings"):
-        Run(recipes.get("digits", TINY | {"lr": "0.5"}), 0, tmp_path / "reference").resume()
+        Run(recipes.get("digits", TINY | {"lr": "0.5"}), 0, reference.folder).resume()
     with pytest.raises(CheckpointError, match="other settings"):
-        Run(recipes.get("digits", TINY), 1, tmp_path / "reference").resume()
-    path = tmp_path / "reference" / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:5000])
+        Run(recipes.get("digits", TINY), 1, reference.folder).resume()
+    (tmp_path / "checkpoint.pt").write_bytes((reference.folder / "checkpoint.pt").read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="damaged"):
-        Run(recipes.get("digits", TINY), 0, tmp_path / "reference").resume()
+        Run(recipes.get("digits", TINY), 0, tmp_path).resume()
 
 
 def test_latents_step_as_their_weights_would():
@@ -141,7 +140,7 @@ def test_latents_step_as_their_weights_would():
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_run_may_begin_with_the_plain_network_and_resumes_on_either_side(tmp_path, optimizer):
-    changes = {"optimizer": optimizer, "start": "0.5", "warmup": "0.2", "epochs": "4", "batch": "256", "lr": "0.05"}
+    changes = {"optimizer": optimizer, "start": "0.5", "warmup": "0.2", "epochs": "4", "batch": "128", "images": "256", "lr": "0.05"}
     whole = Run(recipes.get("digits", changes), 0, tmp_path / "whole")
     assert whole.compressor is None
     metrics = whole.fit(progress=False).metrics
@@ -236,7 +235,7 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
         out,
         "--seeds",
         "3",
-        *[x for k, v in TINY.items() for x in ("--set", f"{k}={v}")],
+        *[x for k, v in (TINY | {"images": "512"}).items() for x in ("--set", f"{k}={v}")],
         "--quiet",
         "--jobs",
         "1",

@@ -26,16 +26,19 @@ from .export import to_model
 
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
-LATE = 0.1  # share of the path's length that passes before it starts: latents have to shrink before one is rounded to zero
+# shares of the path's length at which it starts, as latents have to shrink before one is rounded to zero, and at which it is at
+# the target: a network that arrives with the last steps has no time left to make the best of what it has
+LATE, ARRIVE = 0.1, 0.6
 # the path to a size ends a little below what was asked, as a file for 40 kB should fit into them; that to a share of the
 # multiply-adds a little above, as the last looks tend to end below it
-AIM = {"size": 0.99, "flops": 1.01}
-PROPORTIONAL, INTEGRAL = 3.0, 0.6  # of the controller, for logarithms, at every look
+AIM = {"size": 0.99, "flops": 1.005}
+FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however far ahead of the path
+PROPORTIONAL, INTEGRAL = 12.0, 0.6  # of the controller, for logarithms, at every look
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
 # meanwhile would take the network with them
-UP, DOWN = 0.1, 0.3
+UP, DOWN = 0.1, 0.5
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
 
 
@@ -182,26 +185,27 @@ class Steering:
         now, progress = Measured(*self.agreed(list(astuple(self._measure())))), float(self.pace[step])
         asked = self.targets
         if asked.size is not None:
-            self.rate = self.group = _moved(self.rate, self._change("size", now.size, asked.size, progress))
+            self.rate = self.group = self._moved(self.rate, "size", now.size, asked.size, progress)
         if asked.flops is not None:
-            self._group = _moved(self._group, self._change("flops", now.flops, asked.flops, progress))
+            self._group = self._moved(self._group, "flops", now.flops, asked.flops, progress)
         if asked.slices is not None:
-            self._group = _moved(self._group, self._change("slices", 1 - now.slices, 1 - asked.slices, progress))
+            self._group = self._moved(self._group, "slices", 1 - now.slices, 1 - asked.slices, progress)
         if asked.flops is not None or asked.slices is not None:
             self.group = self._group
             self.rate = self.rate if asked.size is not None else self._group
         self.history.append({"step": step, **asdict(now), "rate": self.rate, "group": self.group})
 
-    def _change(self, name: str, value: float, target: float, progress: float) -> float:
-        """How far to move a multiplier's logarithm."""
+    def _moved(self, factor: float, name: str, value: float, target: float, progress: float) -> float:
+        """A multiplier's factor after a look at what it steers."""
         value = max(value, 1e-6)
         start = self._start.setdefault(name, value)
-        done = max(0.0, (progress - LATE) / (1 - LATE))
+        done = min(1.0, max(0.0, (progress - LATE) / (ARRIVE - LATE)))
         error = math.log(value / start) - math.log(AIM.get(name, 1.0) * target / start) * done
         error *= STICKY if error < 0 else 1.0
         before = self._error.get(name, error)
         self._error[name] = error
-        return max(-DOWN, min(UP, PROPORTIONAL * (error - before) + INTEGRAL * error))
+        change = max(-DOWN, min(UP, PROPORTIONAL * (error - before) + INTEGRAL * error))
+        return min(max(factor * math.exp(change), 1.0 if value > FAR * target else SMALLEST), LARGEST)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -214,7 +218,3 @@ class Steering:
         """The inverse of `state`."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-def _moved(factor: float, change: float) -> float:
-    return min(max(factor * math.exp(change), SMALLEST), LARGEST)
