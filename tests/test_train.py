@@ -335,11 +335,10 @@ def test_devices_that_are_not_there_are_refused(tmp_path):
 
 
 def test_checkpoints_from_before_a_setting_was_there_still_fit(tmp_path, reference):
-    path = tmp_path / "reference" / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
+    state = torch.load(reference.folder / "checkpoint.pt", weights_only=True)
     settings = json.loads(state["settings"])
     del settings["weigh_macs"], settings["ema"]
-    torch.save(state | {"settings": json.dumps(settings)}, path)
-    assert Run(recipes.get("digits", TINY), 0, tmp_path / "reference").resume()
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "checkpoint.pt")
+    assert Run(recipes.get("digits", TINY), 0, tmp_path).resume()
     with pytest.raises(CheckpointError, match="other settings"):
-        Run(recipes.get("digits", TINY | {"ema": "0.9"}), 0, tmp_path / "reference").resume()
+        Run(recipes.get("digits", TINY | {"ema": "0.9"}), 0, tmp_path).resume()
