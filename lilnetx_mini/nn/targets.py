@@ -33,7 +33,9 @@ LATE, ARRIVE = 0.1, 0.6
 # multiply-adds a little above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.005}
 FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however far ahead of the path
-PROPORTIONAL, INTEGRAL = 12.0, 0.6  # of the controller, for logarithms, at every look
+# of the controller, for logarithms, at every look; the quotient is the number of looks in which an error falls to a third, and
+# short trainings have few looks between the first zeros and the end of learning
+PROPORTIONAL, INTEGRAL = 12.0, 1.2
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
