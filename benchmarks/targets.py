@@ -28,7 +28,7 @@ from lilnetx_mini.provenance import circumstances
 # settings; target size in bytes; target of multiply-adds; factors of both multipliers
 CASES: dict[str, tuple[dict[str, str], float, float, tuple[float, ...]]] = {
     "digits": ({}, 3000, 0.5, (0.25, 0.5, 1.0, 1.5, 2.5)),
-    "mnist_lenet5": ({"epochs": "4", "images": "20000"}, 4000, 0.25, (4.0, 8.0, 12.0, 16.0, 24.0)),
+    "mnist_lenet5": ({"epochs": "4", "images": "20000"}, 4000, 0.5, (4.0, 8.0, 12.0, 16.0, 24.0)),
     "cifar10_resnet20": ({"epochs": "4", "images": "10000", "threads": "1"}, 40_000, 0.5, (1.0, 2.0, 4.0, 8.0, 16.0)),
 }
 
