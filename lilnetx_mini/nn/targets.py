@@ -1,10 +1,10 @@
 """Asking for a size, for a share of the multiply-adds, or of zero slices: multipliers that follow the gap to what was asked.
 
 Every now and then during training the network is measured as it would be stored: real coded bytes, real counts after the
-channels that do nothing are removed. Each target has a path, from what was measured first to what was asked: straight, for
-the logarithm, and walked at the pace of the learning rate, as latents can only move while there is one. A
-proportional-integral controller moves the logarithm of a multiplier by what the measure is off its path, and by how that changed.
-What has become zero seldom comes back, so it is the path that should arrive late, and not the measure that should turn.
+channels that do nothing are removed. What the logarithm of the measure fell since the look before is compared with what it has
+to fall from now on to arrive in time, at the pace of the learning rate, as latents can only move while there is one; a multiplier's
+logarithm moves by a constant times the difference. The plan is made anew at every look: to catch up with an older one, a multiplier
+would grow far beyond what keeps the right speed, and what has become zero seldom comes back.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from .export import to_model
 
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
-# shares of the path's length at which it starts, as latents have to shrink before one is rounded to zero, and at which it is at
-# the target: a network that arrives with the last steps has no time left to make the best of what it has
-LATE, ARRIVE = 0.1, 0.6
-# the path to a size ends a little below what was asked, as a file for 40 kB should fit into them; that to a share of the
-# multiply-adds a little above, as the last looks tend to end below it
+# shares of all learning: multipliers are left alone before the first, as latents have to shrink before one is rounded to zero; and
+# the target should be reached at the second: a network that arrives with the last steps has no time to make the best of what it has
+LATE, ARRIVE = 0.1, 0.75
+SOON = 10  # looks in which what is left to go should fall to a third when that time has come
+# a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
+# above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.005}
-FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however far ahead of the path
-# of the controller, for logarithms, at every look; the quotient is the number of looks in which an error falls to a third, and
-# short trainings have few looks between the first zeros and the end of learning
-PROPORTIONAL, INTEGRAL = 12.0, 1.2
+FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however fast it falls
+GAIN = 12.0  # from speed that is missing, in logarithms a look, to what the logarithm of a multiplier changes in a look
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
@@ -147,8 +146,7 @@ class Steering:
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
         self.rate = self.group = self._group = 1.0
         self.history: list[dict] = []
-        self._start: dict[str, float] = {}
-        self._error: dict[str, float] = {}
+        self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
         model, _ = to_model(compressor, example)
         self.graph = model.graph
@@ -199,21 +197,21 @@ class Steering:
 
     def _moved(self, factor: float, name: str, value: float, target: float, progress: float) -> float:
         """A multiplier's factor after a look at what it steers."""
-        value = max(value, 1e-6)
-        start = self._start.setdefault(name, value)
-        done = min(1.0, max(0.0, (progress - LATE) / (ARRIVE - LATE)))
-        error = math.log(value / start) - math.log(AIM.get(name, 1.0) * target / start) * done
-        error *= STICKY if error < 0 else 1.0
-        before = self._error.get(name, error)
-        self._error[name] = error
-        change = max(-DOWN, min(UP, PROPORTIONAL * (error - before) + INTEGRAL * error))
+        gap = math.log(max(value, 1e-6) / (AIM.get(name, 1.0) * target))
+        before, then = self._before.get(name, (gap, progress))
+        self._before[name] = gap, progress
+        if progress < LATE:
+            return factor
+        share = min(1 / SOON, (progress - then) / max(ARRIVE - then, 1e-9))  # of the gap, to close in this look
+        change = GAIN * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
+        change = max(-DOWN, min(UP, change))
         return min(max(factor * math.exp(change), 1.0 if value > FAR * target else SMALLEST), LARGEST)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict:
         """Everything that a resumed run needs to go on to the same numbers."""
-        names = ("rate", "group", "_group", "history", "_start", "_error", "_beside", "_gone")
+        names = ("rate", "group", "_group", "history", "_before", "_beside", "_gone")
         return {name: getattr(self, name) for name in names}
 
     def restore(self, state: dict) -> None:
