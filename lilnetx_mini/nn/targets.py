@@ -34,12 +34,15 @@ SOON = 10  # looks in which what is left to go should fall to a third when that 
 # above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.005}
 FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however fast it falls
-GAIN = 12.0  # from speed that is missing, in logarithms a look, to what the logarithm of a multiplier changes in a look
+GAIN = 40.0  # from speed that is missing, in logarithms a look, to what the logarithm of a multiplier changes in a look
 STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
 # meanwhile would take the network with them
-UP, DOWN = 0.1, 0.5
+UP, DOWN = 0.1, 1.0
+# steps: what a penalty does adds up over them, so shorter trainings start with larger multipliers than the recipe's, by the root
+# of how much shorter they are, and need not wait until these have grown there
+FULL = 7000
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
 
 
@@ -144,7 +147,7 @@ class Steering:
         self.targets, self.compressor, self.example, self.agreed = targets, compressor, example, agreed
         self.every = max(1, len(rates) // LOOKS)
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
-        self.rate = self.group = self._group = 1.0
+        self.rate = self.group = self._group = max(1.0, math.sqrt(FULL / max(len(rates), 1)))
         self.history: list[dict] = []
         self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
