@@ -6,7 +6,8 @@ For each recipe, with the settings below: trainings with a target size and with 
 fixed multipliers around the recipe's. `error` is (got - asked) / asked. The accuracy of a target size is compared with the best of
 the five multipliers at that size: the line through the points of fixed multipliers, sizes on a logarithmic scale, read at the size
 that was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. Trainings
-resume, and those that are done are not repeated.
+resume, and those that are done are not repeated; neither are those with fixed multipliers that the JSON file holds already, as no
+target changes them.
 """
 
 from __future__ import annotations
@@ -111,11 +112,24 @@ def record(path: Path, name: str, row: dict) -> None:
     write_atomic(path, json.dumps(known | {name: row | {"made": circumstances()}}, indent=1).encode())
 
 
+def remembered(row: dict, todo: dict[tuple, tuple]) -> dict[tuple, dict]:
+    """Of a row of the JSON file, the results of fixed multipliers that are to be had."""
+    known = [(r["changes"], r["seed"], r) for r in row.get("fixed", [])]
+    return {
+        key: r for key, (_, changes, seed, _) in todo.items() if key[0] == "fixed" for c, s, r in known if (c, s) == (changes, seed)
+    }
+
+
 def main() -> None:
     """Train, print a table, and write JSON if asked to."""
     a = arguments(__doc__, "runs/targets")
     for name in a.recipes:
-        row = summary(name, train_all(tasks(name, a.seeds, a.out), a.jobs))
+        old = json.loads(a.json.read_text()).get(name, {}) if a.json and a.json.exists() else {}
+        todo = tasks(name, a.seeds, a.out)
+        known = remembered(old, todo)
+        row = summary(name, known | train_all({key: call for key, call in todo.items() if key not in known}, a.jobs))
+        if known:
+            row["fixed_made"] = old.get("fixed_made", old["made"])
         print(f"{name}, seeds {', '.join(map(str, a.seeds))}")
         for kind, asked in row["asked"].items():
             errors = ", ".join(f"{e:+.1%}" for e in row["error"][kind])
