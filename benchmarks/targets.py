@@ -114,10 +114,8 @@ def record(path: Path, name: str, row: dict) -> None:
 
 def remembered(row: dict, todo: dict[tuple, tuple]) -> dict[tuple, dict]:
     """Of a row of the JSON file, the results of fixed multipliers that are to be had."""
-    known = [(r["changes"], r["seed"], r) for r in row.get("fixed", [])]
-    return {
-        key: r for key, (_, changes, seed, _) in todo.items() if key[0] == "fixed" for c, s, r in known if (c, s) == (changes, seed)
-    }
+    fixed = {key: call for key, call in todo.items() if key[0] == "fixed"}
+    return {key: r for key, (_, *call, _) in fixed.items() for r in row.get("fixed", []) if [r["changes"], r["seed"]] == call}
 
 
 def main() -> None:

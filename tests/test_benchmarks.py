@@ -121,3 +121,13 @@ class Here:
     def submit(self, work, *arguments):
         result = work(*arguments)
         return type("Done", (), {"result": staticmethod(lambda: result)})
+
+
+def test_fixed_multipliers_are_remembered_and_targets_are_not(tmp_path):
+    targets = load("targets")
+    todo = targets.tasks("digits", [0, 1], tmp_path)
+    key = ("fixed", 0.5, 1)
+    known = {"changes": todo[key][1], "seed": 1, "size": 7}
+    steered = {"changes": todo["size", 3000, 0][1], "seed": 0, "size": 8}
+    assert targets.remembered({"fixed": [known, known | {"seed": 5}, steered]}, todo) == {key: known}
+    assert targets.remembered({}, todo) == {}
