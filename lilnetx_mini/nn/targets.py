@@ -28,14 +28,16 @@ LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 # shares of all learning: multipliers are left alone before the first, as latents have to shrink before one is rounded to zero; and
 # the target should be reached at the second: a network that arrives with the last steps has no time to make the best of what it has
-LATE, ARRIVE = 0.1, 0.75
+LATE, ARRIVE = 0.1, 0.8
 SOON = 10  # looks in which what is left to go should fall to a third when that time has come
 # a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
 # above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.005}
 FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however fast it falls
-GAIN = 40.0  # from speed that is missing, in logarithms a look, to what the logarithm of a multiplier changes in a look
-STICKY = 6.0  # times faster back when too much has become zero, as that seldom comes back by itself
+# from speed that is missing, in logarithms a step, to what the logarithm of a multiplier changes in a look. A step, as a look after
+# more steps sees more of what a multiplier does: the same gain for a look would make long trainings swing to and fro
+GAIN = 120.0
+STICKY = 3.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
 # meanwhile would take the network with them
@@ -206,7 +208,7 @@ class Steering:
         if progress < LATE:
             return factor
         share = min(1 / SOON, (progress - then) / max(ARRIVE - then, 1e-9))  # of the gap, to close in this look
-        change = GAIN * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
+        change = GAIN / self.every * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
         change = max(-DOWN, min(UP, change))
         return min(max(factor * math.exp(change), 1.0 if value > FAR * target else SMALLEST), LARGEST)
 

@@ -263,8 +263,6 @@ class Run:
             self.compressor.quantise_with(
                 self.recipe.quantiser if soft < 1 else "straight", SOFTEST * (SHARPEST / SOFTEST) ** soft
             )
-        if self.steering:
-            return 1.0
         return min(1.0, (step - self.begin) / max(self.recipe.ramp * (self.steps - self.begin), 1))
 
     def _multipliers(self) -> tuple[float, float]:
