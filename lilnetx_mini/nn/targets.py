@@ -34,14 +34,15 @@ SOON = 10  # looks in which what is left to go should fall to a third when that 
 # above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.005}
 FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however fast it falls
-# from speed that is missing, in logarithms a step, to what the logarithm of a multiplier changes in a look. A step, as a look after
-# more steps sees more of what a multiplier does: the same gain for a look would make long trainings swing to and fro
+# from speed that is missing, in logarithms a step at the full learning rate, to what the logarithm of a multiplier changes in a look.
+# The more learning lies between two looks, the more a multiplier does from one to the next: the same gain for every look would make
+# long trainings swing to and fro, and leave the last looks without effect
 GAIN = 120.0
 STICKY = 3.0  # times faster back when too much has become zero, as that seldom comes back by itself
 # most that the logarithm of a multiplier changes in a look. Up is slow: latents that shrink show only when the first of them
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
-# meanwhile would take the network with them
-UP, DOWN = 0.1, 1.0
+# meanwhile would take the network with them. Back up is faster, as long as it is below where it started
+UP, BACK, DOWN = 0.1, 0.3, 1.0
 # steps: what a penalty does adds up over them, so shorter trainings start with larger multipliers than the recipe's, by the root
 # of how much shorter they are, and need not wait until these have grown there
 FULL = 7000
@@ -148,8 +149,9 @@ class Steering:
     ) -> None:
         self.targets, self.compressor, self.example, self.agreed = targets, compressor, example, agreed
         self.every = max(1, len(rates) // LOOKS)
+        self.learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
-        self.rate = self.group = self._group = max(1.0, math.sqrt(FULL / max(len(rates), 1)))
+        self.start = self.rate = self.group = self._group = max(1.0, math.sqrt(FULL / max(len(rates), 1)))
         self.history: list[dict] = []
         self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
@@ -207,9 +209,10 @@ class Steering:
         self._before[name] = gap, progress
         if progress < LATE:
             return factor
-        share = min(1 / SOON, (progress - then) / max(ARRIVE - then, 1e-9))  # of the gap, to close in this look
-        change = GAIN / self.every * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
-        change = max(-DOWN, min(UP, change))
+        done = max(progress - then, 1e-9)
+        share = min(1 / SOON, done / max(ARRIVE - then, 1e-9))  # of the gap, to close in this look
+        change = GAIN / (self.learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
+        change = max(-DOWN, min(UP if factor >= self.start else BACK, change))
         return min(max(factor * math.exp(change), 1.0 if value > FAR * target else SMALLEST), LARGEST)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
