@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lilnetx_mini import InputError, cli, lnx
-from lilnetx_mini.nn import recipes, reparameterize
+from lilnetx_mini.nn import recipes, reparameterize, targets
 from lilnetx_mini.nn.models import digits_resnet
-from lilnetx_mini.nn.targets import Steering, Targets, measure, slice_macs
+from lilnetx_mini.nn.targets import Measured, Steering, Targets, measure, slice_macs
 from lilnetx_mini.nn.train import Run
 
 SHORT = {"epochs": "12", "batch": "96", "images": "960"}
@@ -94,6 +94,40 @@ def test_a_steered_run_resumes_to_the_same_numbers(tmp_path):
     again.fit(progress=False)
     assert json.dumps(again.steering.history) == json.dumps(one.steering.history)
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(one.compressor.weights, again.compressor.weights, strict=True))
+
+
+def follow(steering, sizes):
+    """Factors of the rate after looks at these sizes."""
+    for size in sizes:
+        steering._measure = lambda size=size: Measured(size, 1.0, 0.0)
+        steering.look(len(steering.history) * steering.every)
+    return np.array([h["rate"] for h in steering.history])
+
+
+@pytest.mark.parametrize("steps", [100, 1000, 5000])
+def test_at_the_right_speed_a_factor_stays(small, steps):
+    steering = Steering(Targets(size=5000), small, examples(), [1.0] * steps)
+    left = np.linspace(targets.ARRIVE, targets.ARRIVE - 0.6, 61) / targets.ARRIVE  # of the gap, at the first 61 looks
+    sizes = 0.99 * 5000 * np.exp(1.5 * left)
+    assert follow(steering, sizes) == pytest.approx((7000 / steps) ** 0.5)
+
+
+def test_standing_still_a_factor_rises_slowly_and_faster_below_its_start(small):
+    steering = Steering(Targets(size=5000), small, examples(), [1.0] * 1000)
+    rates = follow(steering, [50_000] * 20)
+    assert (rates[:10] == rates[0]).all()  # latents have to shrink first
+    assert np.diff(np.log(rates[10:])) == pytest.approx(targets.UP)
+    steering.rate = steering.start / 100
+    rates = follow(steering, [50_000] * 5)[-5:]
+    assert rates[0] == 1  # not below the recipe's, far from the target
+    assert np.diff(np.log(rates))[:2] == pytest.approx(targets.BACK)
+
+
+def test_too_fast_a_factor_falls_but_far_from_the_target_not_below_the_recipe(small):
+    steering = Steering(Targets(size=5000), small, examples(), [1.0] * 1000)
+    rates = follow(steering, [*[20_000] * 10, *np.geomspace(20_000, 5000, 11)[1:]])
+    sizes = np.array([h["size"] for h in steering.history])
+    assert (np.diff(rates) <= 0).all() and (rates[sizes > targets.FAR * 5000] >= 1).all() and rates[-1] < 1
 
 
 def test_sizes_below_what_is_there_besides_weights_are_refused_at_once(small):
