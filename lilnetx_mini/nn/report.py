@@ -218,19 +218,19 @@ def table(report: dict) -> str:
     """The report for people: sizes, ratios and test accuracies, mean over the seeds and each seed's own."""
     rows, plain = report["compressed"], report["plain"]
     size = float(np.mean([r["file_bytes"] for r in rows]))
-    lines = [f"{'':24}{'bytes':>9}{'ratio':>8}   test accuracy: mean (each seed)"]
+    lines = [f"{'':24}{'bytes':>13}{'ratio':>8}   test accuracy: mean (each seed)"]
     if plain:
         full, packed = (float(np.mean([r[k] for r in plain])) for k in ("float_bytes", "zip_bytes"))
         lines += [
-            f"{'float32 file':24}{full:9,.0f}{1:8.1f}   {_accuracies(plain, 'test_accuracy')}",
-            f"{'zip of it':24}{packed:9,.0f}{full / packed:8.1f}   the same",
-            f"{'.lnx, torch-free runtime':24}{size:9,.0f}{full / size:8.1f}   {_accuracies(rows, 'file_accuracy')}",
+            f"{'float32 file':24}{full:13,.0f}{1:8.1f}   {_accuracies(plain, 'test_accuracy')}",
+            f"{'zip of it':24}{packed:13,.0f}{full / packed:8.1f}   the same",
+            f"{'.lnx, torch-free runtime':24}{size:13,.0f}{full / size:8.1f}   {_accuracies(rows, 'file_accuracy')}",
         ]
     else:
-        lines += [f"{'.lnx, torch-free runtime':24}{size:9,.0f}{'':8}   {_accuracies(rows, 'file_accuracy')}"]
+        lines += [f"{'.lnx, torch-free runtime':24}{size:13,.0f}{'':8}   {_accuracies(rows, 'file_accuracy')}"]
     lines += [
-        f"{'  as torch module':24}{'':17}   {_accuracies(rows, 'module_accuracy')}",
-        f"{'  network in training':24}{'':17}   {_accuracies(rows, 'test_accuracy')}",
+        f"{'  as torch module':24}{'':21}   {_accuracies(rows, 'module_accuracy')}",
+        f"{'  network in training':24}{'':21}   {_accuracies(rows, 'test_accuracy')}",
         f"weights zero {_mean_percent(rows, 'weights_zero')}, slices zero {_mean_percent(rows, 'slices_zero')}, "
         f"multiply-adds left {_mean_percent(rows, 'flops_left')}",
         *_promises(report),
