@@ -11,15 +11,9 @@ README = (ROOT / "README.md").read_text()
 NAMED = sorted({name for line in re.findall(r"<!-- from (.*?) -->", README, re.DOTALL) for name in re.findall(r"results/\w+\.json", line)})
 
 
-def _after(name):
-    """The table or paragraph that says it comes from a report, without thousands' commas."""
-    (text,) = re.findall(rf"<!-- from [^\n]*{name}[^>]*-->\n(.*?)\n\n(?!\|)", README + "\n\n", re.DOTALL)
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text)
-
-
-def _list(values, digits, unit=" %", sign=""):
-    text = ", ".join(f"{100 * v:{sign}.{digits}f}" for v in values)
-    return re.sub(r"[+-](0\.0)(?!\d)", r"\1", text).replace("-", "−") + unit
+def _percent(values, sign=""):
+    text = ", ".join(f"{100 * v:{sign}.1f}" for v in values)
+    return re.sub(r"[+-](0\.0)(?!\d)", r"\1", text).replace("-", "−") + " %"
 
 
 def test_every_report_that_is_named_is_here():
@@ -38,9 +32,9 @@ def test_sizes_and_accuracies_of_trained_networks(name):
 
 
 def test_the_table_of_targets():
-    table = _after("results/targets.json")
+    (table,) = re.findall(r"<!-- from results/targets.json -->\n(.*?)\n\n", README, re.DOTALL)
     for name, row in json.loads((ROOT / "results/targets.json").read_text()).items():
         assert f"`{name}`" in table
         for kind in row["asked"]:
-            assert f"| {_list(row['error'][kind], 1, sign='+')} | {_list([r['accuracy'] for r in row['targets'][kind]], 1)}" in table
-        assert f"| {_list(row['fixed_accuracy'], 1)} |" in table
+            assert f"| {_percent(row['error'][kind], '+')} | {_percent([r['accuracy'] for r in row['targets'][kind]])}" in table
+        assert f"| {_percent(row['fixed_accuracy'])} |" in table

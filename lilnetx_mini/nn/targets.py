@@ -135,6 +135,7 @@ class Steering:
     rates         learning rates of all steps to come, in any unit
     agreed        of several processes, gives every one the numbers of the first
     rate, group   factors for the recipe's multipliers. Both follow the one target; of two, the first follows the size
+    start         where the factors begin
     history       one dict a look: step, what was measured, the factors
     raises        InputError, as soon as it is known, if a target is out of reach, with what is in reach
     """
@@ -149,7 +150,7 @@ class Steering:
     ) -> None:
         self.targets, self.compressor, self.example, self.agreed = targets, compressor, example, agreed
         self.every = max(1, len(rates) // LOOKS)
-        self.learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
+        self._learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
         self.start = self.rate = self.group = self._group = max(1.0, math.sqrt(FULL / max(len(rates), 1)))
         self.history: list[dict] = []
@@ -211,7 +212,7 @@ class Steering:
             return factor
         done = max(progress - then, 1e-9)
         share = min(1 / SOON, done / max(ARRIVE - then, 1e-9))  # of the gap, to close in this look
-        change = GAIN / (self.learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
+        change = GAIN / (self._learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
         change = max(-DOWN, min(UP if factor >= self.start else BACK, change))
         return min(max(factor * math.exp(change), 1.0 if value > FAR * target else SMALLEST), LARGEST)
 
