@@ -54,12 +54,12 @@ def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, reference, monkeypa
     first = Run(recipes.get("digits", TINY), 0, tmp_path / "stopped")
     ordinary, calls = first._epoch, []
 
-    def stop_in_the_second_epoch():
+    def stop_in_the_second_epoch(after_step):
         if calls:
             torch.rand(7)  # what an interrupted epoch would have drawn
             raise KeyboardInterrupt
         calls.append(1)
-        return ordinary()
+        return ordinary(after_step)
 
     monkeypatch.setattr(first, "_epoch", stop_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
@@ -71,6 +71,28 @@ def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path, reference, monkeypa
     assert second.metrics == reference.metrics
     lines = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == reference.metrics
+
+
+def test_the_progress_bar_counts_steps_and_goes_on_where_a_run_was_stopped(tmp_path, capsys, monkeypatch):
+    run = Run(recipes.get("digits", TINY), 0, tmp_path)
+    ordinary = run._take
+
+    def stop_in_the_second_epoch(step, share):
+        if run.epoch == 1 and run.step == 2:
+            run._save()
+            raise KeyboardInterrupt
+        ordinary(step, share)
+
+    monkeypatch.setattr(run, "_take", stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert f"/{run.steps} [" in capsys.readouterr().err
+    again = Run(recipes.get("digits", TINY), 0, tmp_path)
+    again.resume()
+    again.fit()
+    first, *_, last = [line for line in capsys.readouterr().err.split("\r") if line.strip()]
+    assert f" {run.steps_an_epoch + 2}/{run.steps} " in first and "epoch=1/3" in first and "acc=" in first
+    assert f" {run.steps}/{run.steps} " in last and "epoch=3/3" in last
 
 
 def test_a_run_killed_at_any_moment_leaves_a_whole_checkpoint_and_resumes_to_the_same_numbers(tmp_path, reference):

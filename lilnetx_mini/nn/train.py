@@ -297,7 +297,7 @@ class Run:
         if self.average:
             self.average.update()
 
-    def _epoch(self) -> float:
+    def _epoch(self, after_step: Callable[[], object] = lambda: None) -> float:
         """From where the epoch stands to its end; the mean loss of its images."""
         self.model.train()
         if self.step:  # resumed within an epoch: its order comes from the generator as it was at the start
@@ -318,6 +318,7 @@ class Run:
                     self.steering.look(first + self.step - self.begin)
             self._take(step, share)
             self.step += 1
+            after_step()
             if self.step % 10 == 0 and self._agreed([time.monotonic() - saved])[0] > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
@@ -345,28 +346,33 @@ class Run:
         """Train to the end, with a checkpoint after every epoch; `position` is the progress bar's line."""
         label = f"{self.recipe.name} seed {self.seed} {'LilNetX' if self.compress else 'plain':7}"
         with tqdm(
-            total=self.recipe.epochs,
-            initial=self.epoch,
+            total=self.steps,
+            initial=self.epoch * self.steps_an_epoch + self.step,
             desc=label,
-            unit="epoch",
+            unit="step",
+            mininterval=1.0,  # seconds, for the sake of log files
             disable=not progress or self.world.rank > 0,
             position=position,
+            postfix=self._postfix(),
         ) as bar:
             while self.epoch < self.recipe.epochs:
-                loss = self._epoch()
+                loss = self._epoch(bar.update)
                 self.epoch += 1
                 self.metrics.append(self._line(loss))
                 self._save()
-                bar.set_postfix(_postfix(self.metrics[-1], self.recipe.score_name))
-                bar.update()
+                bar.set_postfix(self._postfix())
         if self.average:
             self.average.swap()
         return Trained(self.model, self.compressor, self.metrics)
 
-
-def _postfix(line: dict, name: str) -> dict[str, str]:
-    score = line[f"validation_{name}"]
-    shown = {"loss": f"{line['loss']:.3f}", **({"acc": f"{100 * score:.1f} %"} if name == "accuracy" else {name: f"{score:.4g}"})}
-    if "latent_bytes" in line:
-        shown |= {"kB": f"{line['latent_bytes'] / 1000:.2f}", "slices zero": f"{100 * line['slices_zero']:.0f} %"}
-    return shown
+    def _postfix(self) -> dict[str, str]:
+        """What the progress bar says beside the steps: epochs done, and how the last of them ended."""
+        shown = {"epoch": f"{self.epoch}/{self.recipe.epochs}"}
+        if not self.metrics:
+            return shown
+        line, name = self.metrics[-1], self.recipe.score_name
+        score = line[f"validation_{name}"]
+        shown |= {"loss": f"{line['loss']:.3f}", **({"acc": f"{100 * score:.1f} %"} if name == "accuracy" else {name: f"{score:.4g}"})}
+        if "latent_bytes" in line:
+            shown |= {"kB": f"{line['latent_bytes'] / 1000:.2f}", "slices zero": f"{100 * line['slices_zero']:.0f} %"}
+        return shown
