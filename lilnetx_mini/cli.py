@@ -198,19 +198,29 @@ def evaluate(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Test accuracy of a file, with the torch-free runtime."""
-    import numpy as np
+    """Test accuracy of a file, with the torch-free runtime. Image files that cannot be read are named and do not count."""
+    from tqdm import tqdm
 
-    from .data import test_split
+    from .data import batches, test_split
     from .runtime import Network
 
-    split, network, right = test_split(data), Network.load(file), 0
-    for part in np.array_split(np.arange(len(split)), -(-len(split) // split.batch)):
-        right += int((network.predict(split.images(part)) == split.y[part]).sum())
+    split, network = test_split(data), Network.load(file)
+    damaged: list[str] = []
+    right, count, named = 0, 0, 0
+    with tqdm(total=len(split), desc=str(file), unit="image", leave=False, disable=None) as bar:  # on terminals only
+        for x, y in batches(split, damaged):
+            right, count = right + int((network.predict(x) == y).sum()), count + len(y)
+            for message in damaged[named:]:
+                bar.write(f"warning: {message}; it is skipped", file=sys.stderr)
+            named = len(damaged)
+            bar.update(count + named - bar.n)
+    if not count:
+        raise InputError(f"{data}: none of {len(split)} images can be read")
     if as_json:
-        typer.echo(json.dumps({"accuracy": right / len(split), "right": right, "images": len(split)}))
+        typer.echo(json.dumps({"accuracy": right / count, "right": right, "images": count, "damaged_images": named}))
     else:
-        typer.echo(f"{right} of {len(split)} right: {100 * right / len(split):.2f} %")
+        skipped = f"; {named} that cannot be read left out" if named else ""
+        typer.echo(f"{right} of {count} right: {100 * right / count:.2f} %{skipped}")
 
 
 @app.command(epilog="Example: lilnetx predict runs/digits/model.lnx seven.png")

@@ -9,6 +9,7 @@ import gzip
 import os
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -256,6 +257,26 @@ SETS = {"digits": digits, "mnist": mnist, "cifar10": cifar10, "cifar100": cifar1
 def test_split(source: str) -> Split | ImageFiles:
     """The test images of a data set by name, or an .npz file."""
     return SETS[source]().test if source in SETS else load_npz(source)
+
+
+def batches(split: Split | ImageFiles, damaged: list[str]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """All images of a split and their classes, a batch at a time.
+
+    damaged  gets a message for every image file that cannot be read; that image is left out
+    """
+    for part in np.array_split(np.arange(len(split)), -(-len(split) // split.batch)):
+        if isinstance(split, Split):
+            yield split.images(part), split.y[part]
+            continue
+        views, classes = [], []
+        for i in part:
+            try:
+                views.append(split.view(i))
+                classes.append(split.y[i])
+            except InputError as e:
+                damaged.append(str(e))
+        if views:
+            yield scaled(np.stack(views)), np.array(classes)
 
 
 def load_images(path: str | os.PathLike, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_data import image_folder
+from test_train import lilnetx
 
 from lilnetx_mini import data, runtime
 from lilnetx_mini.nn import load_into, models, recipes, report
@@ -64,6 +65,14 @@ def test_damaged_images_are_named_counted_and_skipped(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="n01_0.JPEG"):
         share = accuracy(run.model, run.splits.test)
     assert share * 5 == pytest.approx(round(share * 5))  # of the five that can be read
+    run.compressor.save(tmp_path / "model.lnx", run.example())
+    done = lilnetx("evaluate", tmp_path / "model.lnx", "--data", "imagenet")
+    assert done.stdout.startswith(f"{5 * share:.0f} of 5 right") and "1 that cannot be read" in done.stdout
+    assert "n01_0.JPEG is not an image" in done.stderr
+    for path in Path(folder / "imagenet" / "val").glob("*/*"):
+        path.write_bytes(b"no image")
+    done = lilnetx("evaluate", tmp_path / "model.lnx", "--data", "imagenet")
+    assert done.returncode == 1 and "none of 6 images can be read" in done.stderr
 
 
 def test_views_of_images_do_not_depend_on_who_reads_them(tmp_path, monkeypatch):

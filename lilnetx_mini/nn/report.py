@@ -111,12 +111,15 @@ def _write_float(folder: Path, data: bytes) -> int:
     return os.path.getsize(folder / "float32.zip")
 
 
-def evaluate_elsewhere(path: Path, data: Path | str) -> float:
-    """Accuracy of a file in a fresh process, through the command line and the torch-free runtime."""
+def evaluate_elsewhere(path: Path, data: Path | str, progress: bool = False) -> float:
+    """Accuracy of a file in a fresh process, through the command line and the torch-free runtime.
+
+    progress  let that process show its progress and its warnings
+    """
     command = [sys.executable, "-m", "lilnetx_mini", "evaluate", str(path), "--data", str(data), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if progress else subprocess.PIPE, text=True)
     if done.returncode:
-        raise LilnetxError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        raise LilnetxError(f"{' '.join(command)} failed: {(done.stderr or 'see above').strip()}")
     return json.loads(done.stdout)["accuracy"]
 
 
@@ -170,13 +173,13 @@ def main_job(
     if int(os.environ.get("RANK", "0")):
         return None
     report = _collect(
-        recipe, sorted(results[True], key=lambda r: r["seed"]), sorted(results[False], key=lambda r: r["seed"]), out
+        recipe, sorted(results[True], key=lambda r: r["seed"]), sorted(results[False], key=lambda r: r["seed"]), out, progress
     )
     lnx.write_atomic(out / "report.json", json.dumps(report, indent=1).encode())
     return report
 
 
-def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Path) -> dict:
+def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Path, progress: bool) -> dict:
     test, source = recipe.data().test, "imagenet"
     if isinstance(test, Split):
         source = out / "test.npz"
@@ -184,7 +187,7 @@ def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Pat
             np.savez(f, x=test.x, y=test.y)
     for r in compressed:
         file = out / f"seed{r['seed']}" / "lilnetx" / "model.lnx"
-        r["file_accuracy"] = r["module_accuracy"] if r["no_graph"] else evaluate_elsewhere(file, source)
+        r["file_accuracy"] = r["module_accuracy"] if r["no_graph"] else evaluate_elsewhere(file, source, progress)
     first = out / f"seed{compressed[0]['seed']}" / "lilnetx" / "model.lnx"
     lnx.write_atomic(out / "model.lnx", first.read_bytes())
     return {
