@@ -104,6 +104,16 @@ def follow(steering, sizes):
     return np.array([h["rate"] for h in steering.history])
 
 
+@pytest.mark.parametrize(
+    "asked, on", [({"target_size": "3000"}, (True, False)), ({"target_flops": "0.5"}, (False, True)),
+                   ({"target_size": "3000", "target_slices": "0.5"}, (True, True))])  # fmt: skip
+def test_a_multiplier_of_zero_stays_zero_unless_the_target_needs_it(asked, on, tmp_path):
+    run = Run(recipes.get("digits", {"lam_rate": "0", "lam_group": "0", **asked}), 0, tmp_path)
+    assert tuple(m > 0 for m in run._multipliers()) == on
+    run = Run(recipes.get("digits", {"lam_rate": "2", "lam_group": "3", **asked}), 0, tmp_path)
+    assert np.divide(*run._multipliers()) == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("steps", [100, 1000, 5000])
 def test_at_the_right_speed_a_factor_stays(small, steps):
     steering = Steering(Targets(size=5000), small, examples(), [1.0] * steps)

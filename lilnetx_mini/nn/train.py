@@ -266,9 +266,15 @@ class Run:
         return min(1.0, (step - self.begin) / max(self.recipe.ramp * (self.steps - self.begin), 1))
 
     def _multipliers(self) -> tuple[float, float]:
-        """Of rate and group prior; with a target, those of the recipe (1 where they are 0) times what steers them."""
-        rate, group = self.recipe.lam_rate, self.recipe.lam_group
-        return ((rate or 1.0) * self.steering.rate, (group or 1.0) * self.steering.group) if self.steering else (rate, group)
+        """Of rate and group prior; with a target, those of the recipe times what steers them.
+
+        A multiplier of 0 stays 0, except the one that the target needs: it then counts as 1.
+        """
+        rate, group, asked = self.recipe.lam_rate, self.recipe.lam_group, self.targets
+        if not self.steering:
+            return rate, group
+        rate, group = rate or float(asked.size is not None), group or float(asked.flops is not None or asked.slices is not None)
+        return rate * self.steering.rate, group * self.steering.group
 
     def _take(self, step: Step, share: float) -> None:
         """One step of the optimisers, on the pieces of a batch that are this process's."""
