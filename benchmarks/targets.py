@@ -69,23 +69,29 @@ def summary(name: str, results: dict[tuple, dict]) -> dict:
     seeds = sorted({seed for _, _, seed in results})
     got = {kind: [results[kind, asked, s] for s in seeds] for kind, asked in (("size", size), ("flops", flops))}
     fixed = sorted((r for (kind, _, _), r in results.items() if kind == "fixed"), key=lambda r: r["size"])
-    curves = {s: sorted((r["size"], r["accuracy"]) for r in fixed if r["seed"] == s) for s in seeds}
-    at_size = [_read(curves[r["seed"]], r["size"]) for r in got["size"]]
     return {
         "asked": {"size": size, "flops": flops},
         "error": {
             kind: [r[kind] / asked - 1 for r in got[kind]] for kind, asked in (("size", size), ("flops", flops))
         },
         "accuracy": [r["accuracy"] for r in got["size"]],
-        "fixed_accuracy": at_size,
+        "fixed_accuracy": at_sizes(fixed, got["size"]),
         "fixed": fixed,
         "targets": got,
     }
 
 
-def _read(curve: list[tuple[float, float]], size: float) -> float:
-    sizes, accuracies = np.array(curve).T
-    return float(np.interp(np.log(size), np.log(sizes), accuracies))
+def at_sizes(fixed: list[dict], rows: list[dict]) -> list[float]:
+    """The accuracy of trainings with fixed multipliers at the size and with the seed of each row.
+
+    Read from the line through their points, sizes on a logarithmic scale.
+    """
+    accuracies = []
+    for row in rows:
+        points = sorted((r["size"], r["accuracy"]) for r in fixed if r["seed"] == row["seed"])
+        sizes, right = np.array(points).T
+        accuracies.append(float(np.interp(np.log(row["size"]), np.log(sizes), right)))
+    return accuracies
 
 
 def arguments(what: str | None, out: str) -> argparse.Namespace:

@@ -101,9 +101,14 @@ def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
     arguments = ["quantisers.py", "digits", "--seeds", "0", "--out", str(tmp_path), "--json", str(tmp_path / "q.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     quantisers.main()
-    rows = json.loads((tmp_path / "q.json").read_text())["digits"]["kinds"]
+    written = json.loads((tmp_path / "q.json").read_text())["digits"]
+    rows, beside = written["kinds"], written["straight_at_these_sizes"]
+    assert set(beside) == set(rows) and all(0.9 < accuracy <= 1 for each in beside.values() for accuracy in each)  # from results/
     assert set(rows) == set(quantisers.KINDS) and all(r[0]["size"] > 1000 for r in rows.values())
-    assert "rate of rounded  mean accuracy" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["quantisers.py", "digits", "--seeds", "77", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no fixed multipliers of digits with seed 77"):
+        quantisers.main()
+    assert "straight at the same sizes" in capsys.readouterr().out
 
 
 class Here:
