@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lilnetx_mini import ExportError, InputError, LnxError, lnx, runtime
 from lilnetx_mini import nn as lx
 from lilnetx_mini.errors import UnsupportedOpError
-from lilnetx_mini.nn import models
+from lilnetx_mini.nn import export, models
 from lilnetx_mini.nn.export import plain_copy
 
 
@@ -400,3 +400,60 @@ def test_what_has_no_effect_is_not_paid_for_and_the_file_computes_the_same(tmp_p
     for mine, theirs in zip(kept.weights, compressor.weights, strict=True):
         mine.latents.data.copy_(theirs.latents)
     assert saved.file_bytes < kept.save(tmp_path / "b.lnx").file_bytes - 40  # without an example nothing is known to be idle
+
+
+def _with_biases_before_norms(shared: bool) -> tuple[nn.Module, torch.Tensor]:
+    """Trained in part: biases and averages that differ, and channel 2 of each layer dead, with a variance of nothing."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12)
+            self.dense, self.after = nn.Linear(12, 12), nn.BatchNorm1d(12)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x):
+            y = self.conv(x)
+            pooled = F.relu(self.norm(y)).mean((2, 3))
+            pooled = pooled + y.mean((2, 3)) if shared else pooled
+            return self.head(torch.tanh(self.after(self.dense(pooled))))
+
+    torch.manual_seed(0)
+    model = Network()
+    with torch.no_grad():
+        for layer, norm in ((model.conv, model.norm), (model.dense, model.after)):
+            layer.bias.uniform_(-1, 1)
+            norm.running_mean.copy_(layer.bias + 0.1 * torch.randn(12))
+            norm.running_var.uniform_(0.5, 2)
+            norm.running_var[2] = 1e-9
+    return model, torch.rand(6, 1, 8, 8)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_biases_before_norm_layers_and_scales_of_dead_channels_do_not_spoil_the_file(tmp_path, shared):
+    model, x = _with_biases_before_norms(shared)
+    compressor = lx.reparameterize(model, init="from_weights")
+    for w in compressor.weights[:2]:
+        w.latents.data.view(12, -1)[2] = 0
+    for layer, norm in ((model.conv, model.norm), (model.dense, model.after)):
+        norm.running_mean[2] = layer.bias[2].item()
+    model.eval()
+    saved = compressor.save(tmp_path / "a.lnx", x)
+    sides = {f"{s.name}.{s.role}": s.values() for s in lnx.read(saved.path).sides}
+    assert sides["conv.bias.parameter"].any() == shared  # if somebody else reads what the convolution gives
+    assert not sides["dense.bias.parameter"].any() and abs(sides["after.scale"]).max() < 2
+    assert saved.rounding < 0.02 or shared
+    loaded = lx.load_into(plain_copy(compressor), saved.path)
+    with torch.no_grad():
+        off = float((loaded(x) - model(x)).abs().max() / model(x).abs().max())
+    assert saved.rounding == pytest.approx(off, rel=1e-3)
+    fine = compressor.save(tmp_path / "b.lnx", x, side_bits=16)
+    assert fine.rounding < 0.002 and fine.file_bytes > saved.file_bytes
+
+
+def test_a_file_that_is_far_from_the_trained_network_comes_with_a_warning(tmp_path, monkeypatch):
+    model, x = _with_biases_before_norms(shared=False)
+    compressor = lx.reparameterize(model, init="from_weights")
+    monkeypatch.setattr(export, "COARSE", 0.002)
+    with pytest.warns(UserWarning, match=r"% of the largest off the trained network's: side_bits=6 "):
+        compressor.save(tmp_path / "a.lnx", x, side_bits=2)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from ..errors import InputError
 from .latent import Decoded, Group
 from .prior import slice_norms
 from .rate import noisy_rate, rate
+
+if TYPE_CHECKING:
+    from .export import Saved
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -254,11 +258,14 @@ class Compressor:
             out.append(lnx.Group(g.stored(DECODER_BITS), np.concatenate(parts)))
         return out
 
-    def save(self, path: str | os.PathLike, example_input: Tensor | None = None, **options):
-        """Write the file, checked before it gets its name; see `lilnetx_mini.nn.export.save`."""
+    def save(self, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8) -> Saved:
+        """Write the file, checked before it gets its name; see `lilnetx_mini.nn.export.save`.
+
+        side_bits  bits for norm layers and biases
+        """
         from .export import save
 
-        return save(self, path, example_input, **options)
+        return save(self, path, example_input, side_bits)
 
 
 def reparameterize(

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ from torch.nn.utils import parametrize
 
 from .. import lnx
 from ..errors import ExportError, InputError, UnsupportedOpError
-from ..graph import Graph
+from ..graph import Graph, infer_shapes
 from ..latent import quantise
 from ..runtime import Network
-from ..simplify import quieted
+from ..simplify import LAYERS, quieted
 from .trace import trace
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TOLERANCE = 1e-4  # relative to the largest output
 PROBES = 3  # random batches on which runtime and module are compared
+COARSE = 0.05  # of the largest output: a file that is further from the trained network comes with a warning
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,17 @@ class Saved:
     """What `save` wrote.
 
     note        why there is no graph, "" if there is one
-    difference  the largest seen between runtime and module, relative to the largest output; NaN without a graph
+    difference  the largest seen between the runtime and a module with the file's weights, relative to the largest output; NaN without
+                a graph
+    rounding    the same between that module and the trained network, on the example: what 8-bit norm layers, biases and decoders
+                cost. NaN without a graph
     """
 
     path: str
     file_bytes: int
     note: str
     difference: float
+    rounding: float = math.nan
 
 
 def _foldable(module: nn.Module) -> bool:
@@ -133,22 +139,33 @@ def _other_tensors(model: nn.Module, coded: set[str], bits: int) -> list[_Tensor
     return sides + raws
 
 
-def _quiet_dead_scales(others: list[_Tensor], graph: Graph, weights: list[np.ndarray]) -> list[_Tensor]:
-    """Scales of channels that are always zero have no effect: give them the cheapest value, the median of the others.
+def _settle_norms(others: list[_Tensor], graph: Graph, weights: list[np.ndarray]) -> list[_Tensor]:
+    """The same function, better to quantise: norm layers that read a convolution or a dense layer, and nobody else reads it.
 
-    Trained without signal, such a channel's variance is near zero and its scale huge: it would ruin the common step.
+    Its bias moves into the norm layer's shift: quantised on its own, it would be wrong by its error times the scale. Scales of channels
+    that are always zero then have no effect, and get the cheapest value, the median of the others. Trained without signal, such
+    a channel's variance is near zero and its scale huge: it would ruin the common step.
     """
-    others, readers = list(others), [i for n in graph.nodes for i in n.inputs]
+    others, count = list(others), len(weights)
+    shapes = infer_shapes(graph, [x.shape for x in (*weights, *(t.values for t in others))])
+    readers = Counter(i for node in graph.nodes for i in node.inputs)
+    users = Counter(i for node in graph.nodes if node.op in (*LAYERS, "scale_shift") for i in node.attrs[:2])
     for node in graph.nodes:
-        source = graph.nodes[node.inputs[0] - 1] if node.op == "scale_shift" and node.inputs[0] else None
-        if source is None or source.op != "conv" or source.attrs[1] or not 1 <= source.attrs[0] <= len(weights):
+        n = node.inputs[0] if node.op == "scale_shift" else 0
+        if not n or graph.nodes[n - 1].op not in ("conv", "linear") or readers[n] > 1:
             continue
-        alive = weights[source.attrs[0] - 1].reshape(len(weights[source.attrs[0] - 1]), -1).any(1)
-        number = node.attrs[0] - 1 - len(weights)
-        scale = others[number].values
-        middle = np.median(scale[alive]) if alive.any() else 0.0
-        if readers.count(node.inputs[0]) == 1:
-            others[number] = replace(others[number], values=np.where(alive, scale, middle))
+        source, weight, bias = graph.nodes[n - 1], *graph.nodes[n - 1].attrs[:2]
+        if weight > count or max(users[i] for i in (bias, *node.attrs) if i) > 1 or (source.op == "linear" and len(shapes[n]) > 1):
+            continue
+        scale, shift = (i - count - 1 for i in node.attrs)
+        if bias:
+            added = others[bias - count - 1]
+            moved = others[shift].values + others[scale].values * np.float64(added.values)
+            others[shift] = replace(others[shift], values=moved)
+            others[bias - count - 1] = replace(added, values=np.zeros_like(added.values))
+        alive = weights[weight - 1].reshape(len(others[scale].values), -1).any(1)
+        values = others[scale].values
+        others[scale] = replace(others[scale], values=np.where(alive, values, np.median(values[alive]) if alive.any() else 0.0))
     return others
 
 
@@ -246,7 +263,7 @@ def to_model(
             note = str(e)
     if graph is not None:
         latents, others = _without_effectless(latents, others, graph)
-        others = _quiet_dead_scales(others, graph, latents.tensors())
+        others = _settle_norms(others, graph, latents.tensors())
     sides = [_side(t) for t in others if t.bits]
     raws = [lnx.Raw(t.name, t.values) for t in others if not t.bits]
     return replace(latents, sides=sides, raws=raws, graph=graph, note=note), plain
@@ -259,20 +276,24 @@ def save(
 
     example_input  one batch as the network takes it; without it, or if an operation has no counterpart in the runtime,
                    the file holds the weights but no graph, and its note says why
-    side_bits      bits for norm layers and biases
+    side_bits      bits for norm layers and biases, 2 to 16; some get more by themselves, where a few huge values would drown the others
     raises         ExportError if the file, read back, does not compute what the module computes; the old file then stays
     """
     model, plain = to_model(compressor, example_input, side_bits)
     data = lnx.encode(model)
     decoded = lnx.decode(data)
     module = put(decoded, copy.deepcopy(plain))
-    difference = math.nan
+    difference = rounding = math.nan
     if decoded.graph is not None:
         difference = _compare(Network(decoded), module, _example(example_input))
+        rounding = _difference(module, plain, _example(example_input))
+        if rounding > COARSE:
+            more = f"side_bits={min(side_bits + 4, 16)} stores norm layers and biases more finely"
+            warnings.warn(f"{path} gives outputs that are {rounding:.0%} of the largest off the trained network's: {more}", stacklevel=2)
     elif example_input is not None:
         warnings.warn(f"{path} is stored without a graph: {decoded.note}; load_into works", stacklevel=2)
     lnx.write_atomic(path, data)
-    return Saved(str(path), len(data), decoded.note, difference)
+    return Saved(str(path), len(data), decoded.note, difference, rounding)
 
 
 @torch.no_grad()
@@ -291,6 +312,13 @@ def _compare(network: Network, module: nn.Module, example: Tensor) -> float:
             f"runtime and module differ by {worst:.2g} of the largest output, more than {TOLERANCE}; nothing was written"
         )
     return worst
+
+
+@torch.no_grad()
+def _difference(a: nn.Module, b: nn.Module, example: Tensor) -> float:
+    """Largest difference of two networks' outputs, relative to b's largest."""
+    have, want = a(example), b(example)
+    return float((have - want).abs().max() / want.abs().max().clamp(min=1e-30))
 
 
 def put(file: lnx.Model, model: nn.Module) -> nn.Module:
