@@ -44,11 +44,24 @@ def _options(
     pass
 
 
-RecipeArgument = Annotated[str, typer.Argument(help="what to train; an unknown name lists what there is")]
-OutOption = Annotated[Path | None, typer.Option(help="folder for checkpoints and results [default: runs/RECIPE]")]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="digits, mnist_lenet300, mnist_lenet5, cifar10_resnet20, cifar10_resnet20x4, cifar10_vgg16, cifar100_resnet20x4, "
+        "imagenet_resnet18, imagenet_resnet50 or imagenet_mobilenetv2"
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="folder for checkpoints and results [default: runs/RECIPE, or runs/RECIPE-KEY=VALUE with the settings changed]"),
+]
+SweepOutOption = Annotated[
+    Path | None, typer.Option(help="folder for checkpoints and results [default: runs/sweep-RECIPE, with the settings changed]")
+]
 SeedsOption = Annotated[str, typer.Option(help="one or more seeds, with commas")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a setting of the recipe; may be repeated")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a setting of the recipe; may be repeated. An unknown KEY lists them all"),
 ]
 ModelOption = Annotated[
     str | None,
@@ -75,10 +88,10 @@ def train(
         str | None, typer.Option(metavar="BYTES", help="bytes that the whole file should take: 40kB, 1.5MB, 3000")
     ] = None,
     target_flops: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="multiply-adds that should be left, 0.35 for a third")
+        str | None, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.35, or 35%")
     ] = None,
     target_slices: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="share of kernel slices that should be zero, such as 0.9")
+        str | None, typer.Option(metavar="SHARE", help="share of kernel slices that should be zero: 0.9, or 90%")
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
@@ -99,18 +112,23 @@ def train(
     from .nn import estimate, recipes, report
     from .nn import sweep as several
 
-    asked = {"target_size": target_size and _bytes(target_size), "target_flops": target_flops, "target_slices": target_slices}
-    changes = _changes(settings, model, data_dir) | {k: str(v) for k, v in asked.items() if v is not None}
-    folder, options = out or Path("runs") / recipe, (fresh, jobs, not quiet, _device(device))
+    given = {"target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
+    asked = {key: str(_OVER[key](text)) for key, text in given.items() if text is not None}
+    changes, chosen = _changes(settings, model, data_dir) | asked, _seeds(seeds)
+    told = {} if max_accuracy_drop is None else {"max_accuracy_drop": f"{max_accuracy_drop:g}"}
+    folder, options = _folder(out, recipe, changes | told), (fresh, jobs, not quiet, _device(device))
+    if max_accuracy_drop is not None:
+        several.check_drop(max_accuracy_drop, changes)
     if dry_run:
         typer.echo(estimate.table(estimate.estimate(recipes.get(recipe, changes), _device(device))))
+        typer.echo(f"  {len(chosen)} such training(s), {'and as many of the plain network' if plain else 'and none of the plain network'}")
         return
     with _resumable():
         if max_accuracy_drop is None:
-            result = report.main_job(recipe, changes, _seeds(seeds), folder, plain, *options)
+            result = report.main_job(recipe, changes, chosen, folder, plain, *options)
         else:
             named = dict(zip(("fresh", "jobs", "progress", "device"), options, strict=True))
-            result = several.smallest(recipe, changes, max_accuracy_drop, _seeds(seeds), folder, typer.echo, **named)
+            result = several.smallest(recipe, changes, max_accuracy_drop, chosen, folder, typer.echo, **named)
     if result is None:  # another process of torchrun
         return
     report.picture(result, folder / "report.png")
@@ -125,7 +143,7 @@ def sweep(
     target_size: Annotated[str | None, typer.Option(metavar="A,B,C", help="sizes of the whole file: 20kB,40kB,80kB")] = None,
     target_flops: Annotated[str | None, typer.Option(metavar="A,B,C", help="shares of multiply-adds that should be left")] = None,
     target_slices: Annotated[str | None, typer.Option(metavar="A,B,C", help="shares of slices that should be zero")] = None,
-    out: OutOption = None,
+    out: SweepOutOption = None,
     seeds: SeedsOption = "0",
     settings: SetOption = None,
     model: ModelOption = None,
@@ -144,13 +162,15 @@ def sweep(
     given = {"lam_rate": lam_rate, "target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
     given = {k: v for k, v in given.items() if v is not None}
     if len(given) != 1:
-        raise InputError(f"one of {', '.join('--' + k.replace('_', '-') for k in _OVER)} is needed, with values and commas")
+        options = ", ".join("--" + k.replace("_", "-") for k in _OVER)
+        raise InputError(f"{'only ' if given else ''}one of {options} is needed, with values and commas")
     ((key, text),) = given.items()
     values = [_OVER[key](v) for v in text.split(",")]
-    folder = out or Path("runs") / f"sweep-{recipe}"
+    changes, chosen = _changes(settings, model, data_dir), _seeds(seeds)
+    folder = _folder(out, f"sweep-{recipe}", changes)
     options = {"fresh": fresh, "jobs": jobs, "progress": not quiet, "device": _device(device)}
     with _resumable():
-        result = several.sweep(recipe, _changes(settings, model, data_dir), key, values, _seeds(seeds), folder, **options)
+        result = several.sweep(recipe, changes, key, values, chosen, folder, **options)
     if result is None:
         return
     several.picture(result, folder / "sweep.png")
@@ -194,8 +214,9 @@ def info(
 def evaluate(
     file: FileArgument,
     data: Annotated[
-        str, typer.Option(help="digits, mnist, cifar10, cifar100 or imagenet (in LILNETX_DATA), or an .npz with x and y")
+        str, typer.Option(help="digits, mnist, cifar10, cifar100 or imagenet, or an .npz file with x and y")
     ],
+    data_dir: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Test accuracy of a file, with the torch-free runtime. Image files that cannot be read are named and do not count."""
@@ -204,6 +225,7 @@ def evaluate(
     from .data import batches, test_split
     from .runtime import Network
 
+    _use_data(data_dir)
     split, network = test_split(data), Network.load(file)
     damaged: list[str] = []
     right, count, named = 0, 0, 0
@@ -340,9 +362,25 @@ def _resumable() -> Iterator[None]:
 
 def _changes(settings: list[str] | None, model: str | None, data_dir: Path | None) -> dict[str, str]:
     """Settings of the recipe to change; the data folder goes to the environment, for all processes to see."""
-    if data_dir:
-        os.environ["LILNETX_DATA"] = str(data_dir.resolve())
+    _use_data(data_dir)
     return dict(_pair(s) for s in settings or []) | ({"own_model": model} if model else {})
+
+
+def _use_data(data_dir: Path | None) -> None:
+    if data_dir:
+        if not data_dir.is_dir():
+            raise InputError(f"--data-dir {data_dir} is not a folder")
+        os.environ["LILNETX_DATA"] = str(data_dir.resolve())
+
+
+def _folder(out: Path | None, name: str, changes: dict[str, str]) -> Path:
+    """Where a command writes: what it was told, or a folder of its own for every combination of settings."""
+    named = "-".join([name, *(f"{k}={v}".replace(":", ".").replace(os.sep, "_") for k, v in sorted(changes.items()))])
+    folder = out or Path("runs") / named
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"--out {folder}: {part} is a file, and a folder is needed")
+    return folder
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -371,7 +409,15 @@ def _bytes(text: str) -> float:
     return number * (1024 if match[3] else 1000) ** power
 
 
-_OVER = {"lam_rate": _number, "target_size": _bytes, "target_flops": _number, "target_slices": _number}
+def _share(text: str) -> float:
+    """"0.35" or "35%" as a share."""
+    value = _number(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+    if not 0 < value < 1:
+        raise InputError(f"a share of {text!r}: a number between 0 and 1 is needed, such as 0.35 or 35%")
+    return value
+
+
+_OVER = {"lam_rate": _number, "target_size": _bytes, "target_flops": _share, "target_slices": _share}
 
 
 def _seeds(text: str) -> list[int]:

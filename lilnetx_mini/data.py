@@ -112,6 +112,7 @@ def _published(name: str, folder: str | os.PathLike | None) -> Path:
         return base / archive.folder
     try:
         import pooch
+        from requests.exceptions import ConnectionError as NoConnection  # pooch downloads with it
     except ImportError:
         raise MissingExtraError("pooch", "train") from None
     cache = Path(pooch.os_cache("lilnetx-mini"))
@@ -121,8 +122,9 @@ def _published(name: str, folder: str | os.PathLike | None) -> Path:
         try:
             pooch.retrieve(archive.url + file, f"md5:{md5}", file, where, processor, progressbar=True)
         except Exception as e:  # no network, a wrong checksum, a full disk
+            why = "no connection" if isinstance(e, NoConnection) else f"{type(e).__name__}: {str(e).splitlines()[0]}"
             raise DataError(
-                f"{name} could not be downloaded from {archive.url + file} ({type(e).__name__}: {str(e).splitlines()[0]}): if you "
+                f"{name} could not be downloaded from {archive.url + file} ({why}): if you "
                 f"have it, name the folder that holds {archive.folder}/ with --data-dir or LILNETX_DATA"
             ) from None
     return cache / archive.folder
@@ -199,7 +201,7 @@ def imagenet(folder: str | os.PathLike | None = None, size: int = 224) -> Splits
     Of every class's training images the last fiftieth, at least one, is for validation; val/ is the test part.
     """
     base = data_folder(folder)
-    layout = "train/CLASS/*.JPEG and val/CLASS/*.JPEG are needed in the folder that --data-dir or LILNETX_DATA names"
+    layout = "imagenet/train/CLASS/*.JPEG and imagenet/val/CLASS/*.JPEG are needed in the folder that --data-dir or LILNETX_DATA names"
     if base is None:
         raise DataError(f"ImageNet cannot be downloaded without an account: {layout}")
     base = base if (base / "train").is_dir() else base / "imagenet"

@@ -70,14 +70,19 @@ def byte_map(ledger: Ledger, ax: Axes | None = None, columns: int = 64) -> Axes:
     return ax
 
 
+KINDS = {"float32": ("o", BLACK), "zip of float32": ("s", ORANGE), ".lnx": ("D", BLUE)}
+
+
 def size_accuracy(points: list[tuple[str, float, float]], ax: Axes | None = None) -> Axes:
     """Sizes against test accuracies, one marker a kind of file.
 
-    points  (kind, bytes, accuracy as a fraction); points of one kind share marker and colour
+    points  (kind, bytes, accuracy as a fraction); points of one kind share marker and colour, those of KINDS in all pictures
     """
     ax = ax or plt.gca()
     kinds = list(dict.fromkeys(kind for kind, _, _ in points))
-    for kind, marker, colour in zip(kinds, "osD^vP", (BLACK, ORANGE, BLUE, GREEN, PINK, RED), strict=False):
+    free = iter(zip("^vP", (GREEN, PINK, RED), strict=True))
+    for kind in kinds:
+        marker, colour = KINDS[kind] if kind in KINDS else next(free)
         sizes, accuracies = zip(*[(b / 1000, 100 * a) for k, b, a in points if k == kind], strict=True)
         ax.plot(sizes, accuracies, marker, color=colour, ms=8, alpha=0.8, label=kind)
     lowest = min(100 * a for _, _, a in points)

@@ -207,12 +207,17 @@ class Net(nn.Module):
     def forward(self, x):
         return self.two(self.one(x).relu().amax((2, 3)))
 not_a_network = dict
+class Argument(nn.Module):
+    def __init__(self, width):
+        super().__init__()
 """
 
 
 def test_a_network_of_ones_own_from_the_command_line(tmp_path, monkeypatch):
     (tmp_path / "coursework").mkdir()
     (tmp_path / "coursework" / "networks.py").write_text(OWN)
+    (tmp_path / "coursework" / "broken.py").write_text("import torch\nNet = undefined\n")
+    (tmp_path / "coursework" / "comma.py").write_text("Net = (1,\n")
     settings = ["--set", "epochs=2", "--set", "images=256", "--out", "out", "--quiet", "--no-plain", "--model", "coursework.networks:Net"]
     command = [sys.executable, "-m", "lilnetx_mini", "train", "digits", *settings]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -223,9 +228,59 @@ def test_a_network_of_ones_own_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for wrong, message in [("coursework.networks", "module:factory"), ("coursework.absent:Net", "cannot be imported"),
                            ("coursework.networks:Nothing", "no class or function"),
-                           ("coursework.networks:not_a_network", "not a torch")]:  # fmt: skip
+                           ("coursework.networks:not_a_network", "not a torch"),
+                           ("coursework.networks:Argument", r"Argument\(\) failed: TypeError: .*missing 1 required"),
+                           ("coursework.broken:Net", r"cannot be imported: NameError: .*undefined.* \(.*broken.py, line 2\)"),
+                           ("coursework.comma:Net", "cannot be imported: SyntaxError: .*comma.py, line 1")]:  # fmt: skip
         with pytest.raises(InputError, match=message):
             recipes.get("digits", {"own_model": wrong})
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert "NaN" not in text and out["compressed"][0]["runtime_difference"] is None  # JSON for strict readers
+    assert ".lnx, loaded into torch" in done.stdout and "torch-free" not in done.stdout
+
+
+class Wide(nn.Sequential):
+    """Three input channels, where quarters has one."""
+
+    def __init__(self, channels: int = 3, outputs: int = 4):
+        super().__init__(nn.Conv2d(channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, outputs))
+
+
+class Typing(nn.Linear):
+    def forward(self, x):
+        return self.wieght * x
+
+
+@pytest.mark.parametrize("network, message", [
+    (Wide, r"of quarters does not take a batch of shape \(2, 1, 8, 8\): RuntimeError: .*expected input"),
+    (lambda: Wide(1, 3), r"makes \(2, 3\) of two images, and quarters needs \(2, 4\): an output for each of 4 classes"),
+    (lambda: Typing(3, 3), r"AttributeError: .*wieght.* \(.*test_options.py, line \d+\)"),
+    (nn.Flatten, "has no parameters to train")])  # fmt: skip
+def test_networks_that_do_not_fit_are_refused_before_training(network, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        Run(replace(SMALL, model=network), 0, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_not_continued_with_another_network(tmp_path):
+    run = Run(replace(SMALL, model=lambda: Wide(1)), 0, tmp_path)
+    run._save()
+    assert Run(replace(SMALL, model=lambda: Wide(1)), 0, tmp_path).resume()
+    for other in (lambda: Wide(1, 7), lambda: nn.Sequential(*[nn.Tanh() if isinstance(m, nn.ReLU) else m for m in Wide(1)])):
+        with pytest.raises(CheckpointError, match="another network .*--fresh"):
+            Run(replace(SMALL, model=other), 0, tmp_path).resume()
+    with pytest.raises(CheckpointError, match=r"other settings, batch 32 and not 16: .*--out"):
+        Run(replace(SMALL, model=lambda: Wide(1), batch=16), 0, tmp_path).resume()
+
+
+def test_targets_that_are_missed_are_said_to_be():
+    row = {"file_bytes": 3100, "flops_left": 0.2, "slices_zero": 0.5}
+    asked = {"compressed": [row, row | {"file_bytes": 2900}], "asked": {"target_size": 3000.0, "target_flops": 0.1}}
+    assert report._promises(asked) == [
+        "asked for 3,000 bytes: 3,100 (+3.3%), 2,900 (-3.3%)",
+        "asked for 10.0% of the multiply-adds: 20.0% (+100.0%), 20.0% (+100.0%); missed: more epochs, or a target that is less far, "
+        "would help",
+    ]
 
 
 def test_a_run_killed_at_any_step_resumes_to_the_same_latents(tmp_path):

@@ -37,6 +37,8 @@ def test_the_smallest_file_at_an_accuracy(tmp_path, monkeypatch):
         sweep.smallest("quarters", {}, 0.5, [0], tmp_path)
     with pytest.raises(InputError, match="between 0 and 100"):
         sweep.smallest("quarters", {}, -1, [0], tmp_path)
+    with pytest.raises(InputError, match="leave one of them out"):
+        sweep.smallest("quarters", {"target_size": "1000"}, 1, [0], tmp_path)
 
 
 def test_an_estimate_counts_what_there_is():

@@ -80,11 +80,11 @@ def test_a_steered_run_resumes_to_the_same_numbers(tmp_path):
     two = Run(recipes.get("digits", changes), 0, tmp_path / "two")
     ordinary, calls = two._epoch, []
 
-    def stop_in_the_third():
+    def stop_in_the_third(after_step):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(1)
-        return ordinary()
+        return ordinary(after_step)
 
     two._epoch = stop_in_the_third
     with pytest.raises(KeyboardInterrupt):

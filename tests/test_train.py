@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,9 +229,9 @@ def test_recipes_take_changes_and_refuse_nonsense():
     for changes, message in [
         ({"epoch": "7"}, "no setting 'epoch'"),
         ({"optimizer": "lion"}, "'adam' and 'sgd' are the choices"),
-        ({"epochs": "x"}, "int expected"),
-        ({"lr": "nan"}, "out of range"),
-        ({"batch": "0"}, "out of range"),
+        ({"epochs": "x"}, "a whole number is needed"),
+        ({"lr": "nan"}, "a number from 0 on"),
+        ({"batch": "0"}, "a number from 1 on"),
         ({"ema": "1.5"}, "share between 0 and 1"),
         ({"quantiser": "hard"}, "'straight' and 'noise' and 'soft' are the choices"),
     ]:
@@ -293,6 +294,19 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
         (("train", "nothing"), "no recipe"),
         (("train", "digits", "--set", "epochs"), "KEY=VALUE"),
         (("train", "digits", "--seeds", "a"), "whole numbers"),
+        (("train", "digit"), "did you mean digits?"),
+        (("train", "digits", "--set", "lam_rat=1"), "did you mean lam_rate?"),
+        (("train", "digits", "--target-flops", "0"), "between 0 and 1"),
+        (("train", "digits", "--target-flops", "150%"), "such as 0.35 or 35%"),
+        (("train", "digits", "--target-slices", "-0.2"), "between 0 and 1"),
+        (("train", "digits", "--target-size", "3kB", "--max-accuracy-drop", "1"), "leave one of them out"),
+        (("train", "digits", "--max-accuracy-drop", "-1", "--dry-run"), "between 0 and 100"),
+        (("train", "digits", "--seeds", "0,0", "--dry-run"), "different numbers"),
+        (("train", "digits", "--data-dir", "nowhere"), "not a folder"),
+        (("train", "digits", "--out", "{text}/below"), "is a file, and a folder is needed"),
+        (("sweep", "digits", "--lam-rate", "1,-4"), "lam_rate=-4.0: a number from 0 on"),
+        (("sweep", "digits", "--lam-rate", "1", "--target-size", "1kB"), "only one of"),
+        (("evaluate", "{golden}", "--data", "mnist", "--data-dir", "nowhere"), "not a folder"),
         (("evaluate", "{golden}", "--data", "nowhere"), "no file nowhere"),
         (("predict", "{golden}", "absent.png"), "no file"),
         (("predict", "{golden}", "{text}"), "not an image"),
@@ -302,7 +316,8 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
         (("export", "{golden}", "--onnx", "{golden}"), "another name"),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_clear_line(arguments, message, golden, tmp_path):
+def test_mistakes_on_the_command_line_are_one_clear_line(arguments, message, golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = tmp_path / "text.txt"
     text.write_text("hello there")
     done = lilnetx(*[a.format(golden=golden / "digits.lnx", text=text) for a in arguments])
@@ -312,6 +327,35 @@ def test_mistakes_on_the_command_line_are_one_clear_line(arguments, message, gol
         and done.stderr.count("\n") == 1
         and done.stderr.startswith("lilnetx: ")
     )
+    assert list(tmp_path.iterdir()) == [text]  # nothing was begun
+
+
+def test_every_combination_of_settings_has_a_folder_of_its_own(tmp_path):
+    assert cli._folder(None, "digits", {}) == Path("runs/digits")
+    changes = {"target_size": "3000.0", "own_model": "mine:Net", "epochs": "3"}
+    assert cli._folder(None, "digits", changes) == Path("runs/digits-epochs=3-own_model=mine.Net-target_size=3000.0")
+    assert cli._folder(tmp_path, "digits", changes) == tmp_path
+
+
+def test_help_lists_the_recipes_there_are():
+    shown = " ".join(lilnetx("train", "--help").stdout.split())
+    assert all(name in shown for name in recipes.RECIPES)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_an_interrupt_of_the_main_process_alone_stops_its_workers_too(tmp_path):
+    command = [sys.executable, "-m", "lilnetx_mini", "train", "digits", "--set", "epochs=2000", "--jobs", "2", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("*/*/checkpoint.pt"))) < 2 and time.monotonic() < until:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" in err
+    with pytest.raises(ProcessLookupError):  # of its group, nobody is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict", "export"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from .. import data
 from ..errors import InputError
 from . import models
+from .probe import blame
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def get(name: str, changes: dict[str, str] | None = None) -> Recipe:
     changes  texts by setting; ``"own_model": "package.module:factory"`` trains that network instead of the recipe's
     """
     if name not in RECIPES:
-        raise InputError(f"no recipe {name!r}: there are {', '.join(RECIPES)}")
+        raise InputError(f"no recipe {name!r}{_meant(name, RECIPES)}: there are {', '.join(RECIPES)}")
     recipe, changes = RECIPES[name], dict(changes or {})
     own = changes.pop("own_model", "")
     if own:
@@ -181,12 +183,15 @@ def _factory(where: str) -> Callable[[], nn.Module]:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except ImportError as e:
-        raise InputError(f"the module {module} of the model {where!r} cannot be imported: {e}") from None
+    except Exception as e:  # whatever the user's module raises
+        raise InputError(f"the module {module} of the model {where!r} cannot be imported: {blame(e)}") from None
     factory = getattr(found, name, None)
     if not callable(factory):
         raise InputError(f"{module} has no class or function {name!r}")
-    made = factory()
+    try:
+        made = factory()
+    except Exception as e:
+        raise InputError(f"{where}() failed: {blame(e)}") from None
     if not isinstance(made, nn.Module):
         raise InputError(f"{where} makes a {type(made).__name__}, not a torch module")
     return factory
@@ -194,7 +199,7 @@ def _factory(where: str) -> Callable[[], nn.Module]:
 
 def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
     if key not in types:
-        raise InputError(f"the recipe has no setting {key!r}: there are {', '.join(types)}")
+        raise InputError(f"the recipe has no setting {key!r}{_meant(key, types)}: there are {', '.join(types)}")
     if key in CHOICES:
         if text not in CHOICES[key]:
             raise InputError(f"{key}={text!r}: {' and '.join(map(repr, CHOICES[key]))} are the choices")
@@ -202,9 +207,15 @@ def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
     try:
         value = types[key](text)
     except ValueError:
-        raise InputError(f"{key}={text!r}: {types[key].__name__} expected") from None
+        raise InputError(f"{key}={text!r}: {'a whole number' if types[key] is int else 'a number'} is needed") from None
     if key in SHARES and value > 1:
         raise InputError(f"{key}={text}: a share between 0 and 1 is needed")
-    if not 0 <= value < float("inf") or (types[key] is int and key not in FROM_ZERO and value < 1):
-        raise InputError(f"{key}={text}: out of range")
+    least = 1 if types[key] is int and key not in FROM_ZERO else 0
+    if not least <= value < float("inf"):
+        raise InputError(f"{key}={text}: a number from {least} on is needed")
     return value
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,14 +32,14 @@ from .targets import slice_macs
 from .train import Run, evaluate, right
 
 
-def _start_worker(lock) -> None:
-    """Bars share the terminal; and a worker whose parent was killed stops too, rather than train on unseen."""
+def _start_worker(lock, stop) -> None:
+    """Bars share the terminal; and a worker whose parent was killed or gives up stops too, rather than train on unseen."""
     tqdm.set_lock(lock)
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        while os.getppid() == parent and not stop.wait(1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -64,8 +63,12 @@ def train_one(
     if fresh and run.world.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
     run.world.wait()
-    run.resume()
+    if run.resume() and progress and run.world.rank == 0:
+        known = "trained already" if run.epoch == recipe.epochs else f"continues after epoch {run.epoch} of {recipe.epochs}"
+        tqdm.write(f"{folder}: {known}", file=sys.stderr)
     trained = run.fit(progress, position)
+    if progress and run.world.rank == 0:
+        tqdm.write(f"{folder}: evaluated on {len(run.splits.test):,} test images", file=sys.stderr)
     test = partial(evaluate, split=run.splits.test, score=recipe.score or right, world=run.world, workers=recipe.workers)
     result = {"seed": seed, f"test_{recipe.score_name}": test(trained.model), **trained.metrics[-1]}
     if compress:
@@ -76,7 +79,8 @@ def train_one(
         result |= {
             "file_bytes": saved.file_bytes,
             f"module_{recipe.score_name}": test(plain),
-            "runtime_difference": saved.difference,
+            "runtime_difference": None if saved.note else saved.difference,
+            "rounding_difference": None if saved.note else saved.rounding,
             "flops_left": None if left is None else left / dense,
             "no_graph": saved.note,
         }
@@ -135,10 +139,15 @@ def _done(tasks: list[tuple], jobs: int) -> Iterator[tuple[tuple, dict]]:
             yield task, train_one(*task, 0)
         return
     context = get_context("spawn")
-    with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(),)) as pool:
+    stop = context.Event()
+    with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(), stop)) as pool:
         futures = {pool.submit(train_one, *task, n): task for n, task in enumerate(tasks)}
-        for f in as_completed(futures):
-            yield futures[f], f.result()
+        try:
+            for f in as_completed(futures):
+                yield futures[f], f.result()
+        except BaseException:  # interrupted, or one of them failed: the others would train on, and be waited for
+            stop.set()
+            raise
 
 
 def main_job(
@@ -204,6 +213,7 @@ def _accuracies(rows: list[dict], key: str) -> str:
     return f"{100 * np.mean([r[key] for r in rows]):6.2f} %  ({', '.join(f'{100 * r[key]:.2f}' for r in rows)})"
 
 
+MISSED = 0.05  # of what was asked
 ASKED = {  # what was asked for, what became of it, and how to show both
     "target_size": ("file_bytes", "{:,.0f} bytes"),
     "target_flops": ("flops_left", "{:.1%} of the multiply-adds"),
@@ -220,6 +230,7 @@ def _mean_percent(rows: list[dict], key: str) -> str:
 def table(report: dict) -> str:
     """The report for people: sizes, ratios and test accuracies, mean over the seeds and each seed's own."""
     rows, plain = report["compressed"], report["plain"]
+    file = ".lnx, loaded into torch" if rows[0]["no_graph"] else ".lnx, torch-free runtime"
     size = float(np.mean([r["file_bytes"] for r in rows]))
     lines = [f"{'':24}{'bytes':>13}{'ratio':>8}   test accuracy: mean (each seed)"]
     if plain:
@@ -227,10 +238,10 @@ def table(report: dict) -> str:
         lines += [
             f"{'float32 file':24}{full:13,.0f}{1:8.1f}   {_accuracies(plain, 'test_accuracy')}",
             f"{'zip of it':24}{packed:13,.0f}{full / packed:8.1f}   the same",
-            f"{'.lnx, torch-free runtime':24}{size:13,.0f}{full / size:8.1f}   {_accuracies(rows, 'file_accuracy')}",
+            f"{file:24}{size:13,.0f}{full / size:8.1f}   {_accuracies(rows, 'file_accuracy')}",
         ]
     else:
-        lines += [f"{'.lnx, torch-free runtime':24}{size:13,.0f}{'':8}   {_accuracies(rows, 'file_accuracy')}"]
+        lines += [f"{file:24}{size:13,.0f}{'':8}   {_accuracies(rows, 'file_accuracy')}"]
     lines += [
         f"{'  as torch module':24}{'':21}   {_accuracies(rows, 'module_accuracy')}",
         f"{'  network in training':24}{'':21}   {_accuracies(rows, 'test_accuracy')}",
@@ -244,12 +255,15 @@ def table(report: dict) -> str:
 
 
 def _promises(report: dict) -> list[str]:
-    """A line for every target: what was asked for, and what each seed has."""
+    """A line for every target: what was asked for, what each seed has, and how far off that is."""
     lines = []
     for name, asked in report["asked"].items():
         key, style = ASKED[name]
-        got = ", ".join(style.format(r[key]).split(" ")[0] for r in report["compressed"])
-        lines.append(f"asked for {style.format(asked)}: {got}")
+        got = [r[key] for r in report["compressed"]]
+        off = [x / asked - 1 for x in got]
+        shown = ", ".join(f"{style.format(x).split(' ')[0]} ({e:+.1%})" for x, e in zip(got, off, strict=True))
+        missed = "; missed: more epochs, or a target that is less far, would help" if max(map(abs, off)) > MISSED else ""
+        lines.append(f"asked for {style.format(asked)}: {shown}{missed}")
     return lines
 
 

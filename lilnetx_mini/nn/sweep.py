@@ -34,8 +34,10 @@ def sweep(
     recipe, out = get(name, changes), Path(out)
     ratio = recipe.lam_group / recipe.lam_rate if recipe.lam_rate else 1.0
     result: dict | None = {"recipe": name, "changes": changes, "key": key, "points": [], "plain": []}
-    for n, value in enumerate(values):
-        more = {key: str(value)} | ({"lam_group": str(value * ratio)} if key == "lam_rate" else {})
+    points = [{key: str(v)} | ({"lam_group": str(v * ratio)} if key == "lam_rate" else {}) for v in values]
+    for more in points:
+        get(name, changes | more)  # a wrong value is refused before anything is trained
+    for n, (value, more) in enumerate(zip(values, points, strict=True)):
         done = report.main_job(name, changes | more, seeds, out / f"{key}={value:g}", plain=n == 0, **options)
         if done is None:
             result = None
@@ -74,8 +76,19 @@ def picture(result: dict, path: str | os.PathLike) -> None:
     fig, ax = plots.plt.subplots(figsize=(7, 4.6), layout="constrained")
     points = [("float32", p["float_bytes"], p["test_accuracy"]) for p in result["plain"]]
     plots.size_accuracy(points + [(".lnx", p["file_bytes"], p["file_accuracy"]) for p in result["points"]], ax)
+    for p in result["points"]:
+        ax.annotate(f"{p['value']:g}", (p["file_bytes"] / 1000, 100 * p["file_accuracy"]), (7, 5), textcoords="offset points", fontsize=8)
+    ax.set_title(f"{result['recipe']}: size against accuracy, {result['key']} beside each point")
     fig.savefig(path, dpi=120)
     plots.plt.close(fig)
+
+
+def check_drop(drop: float, changes: dict[str, str]) -> None:
+    """InputError if `smallest` cannot do that."""
+    if not 0 < drop < 100:
+        raise InputError(f"an accuracy drop of {drop} points: a number between 0 and 100 is needed")
+    if "target_size" in changes:
+        raise InputError("a target size and a largest accuracy drop: the second finds the size by itself, so leave one of them out")
 
 
 def smallest(
@@ -95,8 +108,7 @@ def smallest(
     returns  the report of the best training, with "tries": [(target size, mean file bytes, mean validation accuracy), ...]
     raises   InputError if no size reaches that accuracy, with the best that was seen
     """
-    if not 0 < drop < 100:
-        raise InputError(f"an accuracy drop of {drop} points: a number between 0 and 100 is needed")
+    check_drop(drop, changes)
     out, tries, best = Path(out), [], None
     holds, fails, size = math.inf, 0.0, 0.0
     while len(tries) < TRIES and (holds == math.inf or holds / max(fails, 1) > CLOSE):

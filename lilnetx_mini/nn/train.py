@@ -27,6 +27,7 @@ from .distributed import ALONE, World, join
 from .export import to_model
 from .objective import Objective
 from .optimise import clip, optimizers, warm_cosine
+from .probe import probe, same_probe
 from .recipes import Recipe
 from .targets import Steering, Targets, mac_shares, weigh_by_macs
 
@@ -130,6 +131,8 @@ class Run:
         self._before = self.generator.get_state()  # the generator at the start of the epoch
         self._total = torch.zeros((), device=self.device, dtype=torch.float64)  # of losses in the epoch
         self.model = recipe.model().to(self.device)
+        classes = int(self.splits.train.y.max()) + 1 if recipe.loss is None else 0
+        self._probe = probe(self.model, self.example(), recipe, classes)
         self.compressor: Compressor | None = None
         self.steering: Steering | None = None
         self.targets = Targets(recipe.target_size or None, recipe.target_flops or None, recipe.target_slices or None)
@@ -185,6 +188,7 @@ class Run:
         noise = self.compressor.generator if self.compressor else None
         state = {
             "settings": json.dumps(self._settings()),
+            "probe": self._probe,
             "epoch": self.epoch,
             "step": self.step,
             "total": total,
@@ -218,10 +222,13 @@ class Run:
             raise CheckpointError(
                 f"{path} is damaged ({type(e).__name__}): start again with --fresh, or delete it"
             ) from None
+        way_out = "choose another folder with --out, or start again with --fresh, which deletes it"
         if settings != self._settings():
-            raise CheckpointError(
-                f"{path} belongs to a run with other settings: choose another folder with --out, or start again with --fresh"
-            )
+            now = self._settings()
+            changed = ", ".join(f"{k} {v!r} and not {now.get(k)!r}" for k, v in settings.items() if v != now.get(k))
+            raise CheckpointError(f"{path} belongs to a run with other settings, {changed}: {way_out}")
+        if not same_probe(state.get("probe", self._probe), self._probe):
+            raise CheckpointError(f"{path} belongs to another network than the one that {self.recipe.name} makes now: {way_out}")
         if state["compressed"] and not self.compressor:
             self._reparameterize()
         self.model.load_state_dict(state["model"])
