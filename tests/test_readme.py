@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -38,3 +39,12 @@ def test_the_table_of_targets():
         for kind in row["asked"]:
             assert f"| {_percent(row['error'][kind], '+')} | {_percent([r['accuracy'] for r in row['targets'][kind]])}" in table
         assert f"| {_percent(row['fixed_accuracy'])} |" in table
+
+
+def test_the_table_of_stand_ins_for_rounding():
+    (table,) = re.findall(r"<!-- from results/quantisers.json -->\n(.*?)\n\n", README, re.DOTALL)
+    for name, row in json.loads((ROOT / "results/quantisers.json").read_text()).items():
+        (line,) = (x for x in table.splitlines() if f"`{name}`" in x)
+        for kind, cell in zip(row["kinds"], line.split("|")[2:-1], strict=True):
+            points = 100 * (mean(r["accuracy"] for r in row["kinds"][kind]) - mean(row["straight_at_these_sizes"][kind]))
+            assert f"{points:+.1f}".replace("-", "−") == cell.strip()

@@ -45,8 +45,9 @@ class Recipe:
     levels             for "from_weights": quantisation steps in a standard deviation of the weights
     decoder            kind of all kernels' decoders: "full", "diagonal", "scalar" or "dct"; "" for what `reparameterize` chooses. A
                        trained full one of 5x5 kernels takes some 600 bytes of the file
-    quantiser          what the network computes with: "straight" (rounded latents, gradients pass), "noise" (latents with uniform
-                       noise) or "soft" (rounded ever more sharply); the last two for the first `hard` of the steps with latents
+    quantiser          what the network computes with: "straight" (rounded latents, gradients pass; the best at equal size, see
+                       benchmarks/quantisers.py), "noise" (latents with uniform noise) or "soft" (rounded ever more sharply); the
+                       last two for the first `hard` of the steps with latents
     rate_of            what the rate is estimated for: "noise" (latents with uniform noise), or "rounded" latents
     distill            share of the loss that is the distance to the trained plain network's classes, at this
     temperature        by which both sides' outputs are divided; 0 for none
