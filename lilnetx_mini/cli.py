@@ -121,7 +121,9 @@ def train(
         several.check_drop(max_accuracy_drop, changes)
     if dry_run:
         typer.echo(estimate.table(estimate.estimate(recipes.get(recipe, changes), _device(device))))
-        typer.echo(f"  {len(chosen)} such training(s), {'and as many of the plain network' if plain else 'and none of the plain network'}")
+        several_sizes = "" if max_accuracy_drop is None else f"up to {several.TRIES} sizes, each with "
+        beside = "and as many of the plain network" if plain or several_sizes else "and none of the plain network"
+        typer.echo(f"  {several_sizes}{len(chosen)} such training(s), {beside}")
         return
     with _resumable():
         if max_accuracy_drop is None:

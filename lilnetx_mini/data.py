@@ -261,12 +261,15 @@ def test_split(source: str) -> Split | ImageFiles:
     return SETS[source]().test if source in SETS else load_npz(source)
 
 
-def batches(split: Split | ImageFiles, damaged: list[str]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+def batches(
+    split: Split | ImageFiles, damaged: list[str], size: int | None = None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """All images of a split and their classes, a batch at a time.
 
-    damaged  gets a message for every image file that cannot be read; that image is left out
+    damaged  gets a message for every image file that cannot be read; that image is left out, and a batch of none too
+    size     images in a batch at most; as many as the split suggests if it is None
     """
-    for part in np.array_split(np.arange(len(split)), -(-len(split) // split.batch)):
+    for part in np.array_split(np.arange(len(split)), -(-len(split) // (size or split.batch))):
         if isinstance(split, Split):
             yield split.images(part), split.y[part]
             continue

@@ -22,6 +22,9 @@ class LnxError(LilnetxError):
         self.section = section
         self.message = message
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.section, self.message)  # for errors of other processes
+
 
 class ExportError(LilnetxError):
     """A network could not be written, or what was written does not compute what the module computes."""
@@ -46,3 +49,7 @@ class MissingExtraError(LilnetxError, ImportError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"{module} is not installed; get it with: pip install 'lilnetx-mini[{extra}]'")
+        self.module, self.extra = module, extra
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.module, self.extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ def size_accuracy(points: list[tuple[str, float, float]], ax: Axes | None = None
     """
     ax = ax or plt.gca()
     kinds = list(dict.fromkeys(kind for kind, _, _ in points))
-    free = iter(zip("^vP", (GREEN, PINK, RED), strict=True))
+    free = cycle(zip("^vP", (GREEN, PINK, RED), strict=True))
     for kind in kinds:
         marker, colour = KINDS[kind] if kind in KINDS else next(free)
         sizes, accuracies = zip(*[(b / 1000, 100 * a) for k, b, a in points if k == kind], strict=True)

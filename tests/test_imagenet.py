@@ -62,6 +62,10 @@ def test_damaged_images_are_named_counted_and_skipped(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="n02_1.JPEG is not an image .*skipped") as warned:
         metrics = run.fit(progress=False).metrics
     assert [m["damaged_images"] for m in metrics] == [1, 1] and sum("n02_1" in str(w.message) for w in warned) == 1
+    before, held = run.example(), run.splits.validation
+    assert before.shape == (2, 3, 224, 224)
+    held.paths[0].write_bytes(b"no image")
+    assert torch.equal(run.example()[0], before[1]) and not torch.equal(run.example()[1], before[1])
     with pytest.warns(UserWarning, match="n01_0.JPEG"):
         share = accuracy(run.model, run.splits.test)
     assert share * 5 == pytest.approx(round(share * 5))  # of the five that can be read

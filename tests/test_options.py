@@ -264,8 +264,18 @@ def test_networks_that_do_not_fit_are_refused_before_training(network, message, 
 
 def test_a_checkpoint_is_not_continued_with_another_network(tmp_path):
     run = Run(replace(SMALL, model=lambda: Wide(1)), 0, tmp_path)
+    run.epoch = 2
+    run._schedule(6)
     run._save()
-    assert Run(replace(SMALL, model=lambda: Wide(1)), 0, tmp_path).resume()
+
+    def from_elsewhere() -> nn.Module:
+        """The same network, whose first values do not come from torch's generator."""
+        network = Wide(1)
+        nn.init.constant_(network[0].weight, np.random.default_rng().random())
+        return network
+
+    for same in (lambda: Wide(1), from_elsewhere):
+        assert Run(replace(SMALL, model=same), 0, tmp_path).resume()
     for other in (lambda: Wide(1, 7), lambda: nn.Sequential(*[nn.Tanh() if isinstance(m, nn.ReLU) else m for m in Wide(1)])):
         with pytest.raises(CheckpointError, match="another network .*--fresh"):
             Run(replace(SMALL, model=other), 0, tmp_path).resume()
@@ -275,12 +285,15 @@ def test_a_checkpoint_is_not_continued_with_another_network(tmp_path):
 
 def test_targets_that_are_missed_are_said_to_be():
     row = {"file_bytes": 3100, "flops_left": 0.2, "slices_zero": 0.5}
-    asked = {"compressed": [row, row | {"file_bytes": 2900}], "asked": {"target_size": 3000.0, "target_flops": 0.1}}
+    asked = {"compressed": [row, row | {"file_bytes": 1000}], "asked": {"target_size": 3000.0, "target_flops": 0.1}}
     assert report._promises(asked) == [
-        "asked for 3,000 bytes: 3,100 (+3.3%), 2,900 (-3.3%)",
+        "asked for 3,000 bytes: 3,100 (+3.3%), 1,000 (-66.7%)",
         "asked for 10.0% of the multiply-adds: 20.0% (+100.0%), 20.0% (+100.0%); missed: more epochs, or a target that is less far, "
         "would help",
     ]
+    for slices, missed in ((0.95, False), (0.5, True)):
+        (line,) = report._promises({"compressed": [{"slices_zero": slices}], "asked": {"target_slices": 0.6}})
+        assert ("missed" in line) is missed
 
 
 def test_a_run_killed_at_any_step_resumes_to_the_same_latents(tmp_path):

@@ -261,7 +261,7 @@ class Compressor:
     def save(self, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8) -> Saved:
         """Write the file, checked before it gets its name; see `lilnetx_mini.nn.export.save`.
 
-        side_bits  bits for norm layers and biases
+        side_bits  bits for norm layers and biases, 2 to 16
         """
         from .export import save
 

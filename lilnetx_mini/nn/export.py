@@ -165,7 +165,7 @@ def _settle_norms(others: list[_Tensor], graph: Graph, weights: list[np.ndarray]
             others[bias - count - 1] = replace(added, values=np.zeros_like(added.values))
         alive = weights[weight - 1].reshape(len(others[scale].values), -1).any(1)
         values = others[scale].values
-        others[scale] = replace(others[scale], values=np.where(alive, values, np.median(values[alive]) if alive.any() else 0.0))
+        others[scale] = replace(others[scale], values=np.where(alive, values, np.median(values[alive]) if alive.any() else 1.0))
     return others
 
 
@@ -279,6 +279,8 @@ def save(
     side_bits      bits for norm layers and biases, 2 to 16; some get more by themselves, where a few huge values would drown the others
     raises         ExportError if the file, read back, does not compute what the module computes; the old file then stays
     """
+    if side_bits not in range(2, 17):
+        raise InputError(f"side_bits={side_bits}: 2 to 16 are possible")
     model, plain = to_model(compressor, example_input, side_bits)
     data = lnx.encode(model)
     decoded = lnx.decode(data)
@@ -288,8 +290,9 @@ def save(
         difference = _compare(Network(decoded), module, _example(example_input))
         rounding = _difference(module, plain, _example(example_input))
         if rounding > COARSE:
-            more = f"side_bits={min(side_bits + 4, 16)} stores norm layers and biases more finely"
-            warnings.warn(f"{path} gives outputs that are {rounding:.0%} of the largest off the trained network's: {more}", stacklevel=2)
+            more = "" if side_bits == 16 else f"side_bits={min(side_bits + 4, 16)} stores norm layers and biases more finely, and "
+            what = f"{path} gives outputs that are {rounding:.0%} of the largest off the trained network's: {more}"
+            warnings.warn(f"{what}compressor.store_decoders() lets the last epochs train with decoders as stored", stacklevel=2)
     elif example_input is not None:
         warnings.warn(f"{path} is stored without a graph: {decoded.note}; load_into works", stacklevel=2)
     lnx.write_atomic(path, data)
@@ -378,7 +381,7 @@ def load_into(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     """Put a file's weights into a plain module of the same architecture, in place; returns it.
 
     Folded norm layers come back as running_mean 0, running_var 1 - eps, weight = scale, bias = shift; those without weights as
-    the mean and variance that have the same effect.
+    the mean and variance that have the same effect. A bias before such a layer comes back as 0: it is in the shift.
     raises  LnxError for a damaged file, InputError if names or shapes do not match
     """
     return put(lnx.read(path), model)

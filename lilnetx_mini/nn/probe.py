@@ -1,10 +1,10 @@
-"""Does a network fit its recipe, and is it still the same one? Found out before training, with two images."""
+"""Does a network fit its recipe, and is it still the one of the checkpoint? Found out before training, with two images."""
 
 from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,31 +29,37 @@ def blame(e: Exception) -> str:
     return f"{type(e).__name__}: {first}{place}"
 
 
-@torch.no_grad()
-def probe(model: nn.Module, example: Tensor, recipe: Recipe, classes: int) -> list[float]:
-    """Some outputs of a network before it is trained, by which `same_probe` knows it; [] if it gives no tensor.
-
-    raises  InputError if it has nothing to train, does not take the images, or gives too few outputs for the classes
-    """
-    name, parameters = recipe.own_model or f"the network of {recipe.name}", [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
+def check(model: nn.Module, example: Tensor, recipe: Recipe, classes: int) -> None:
+    """InputError if a network has nothing to train, does not take the images, or gives too few outputs for the classes."""
+    name = recipe.own_model or f"the network of {recipe.name}"
+    if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"{name} has no parameters to train")
-    was_training = model.training
-    model.eval()
     try:
-        outputs = model(example.to(parameters[0].device))
+        made = outputs(model, example)
     except Exception as e:  # whatever the user's forward raises
         raise InputError(f"{name} does not take a batch of shape {tuple(example.shape)}: {blame(e)}") from None
+    if recipe.loss is None and (not isinstance(made, Tensor) or made.ndim < 2 or made.shape[1] < classes):
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise InputError(
+            f"{name} makes {shape} of two images, and {recipe.name} needs (2, {classes}): an output for each of {classes} classes"
+        )
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, example: Tensor) -> Any:
+    """What a network makes of a batch in eval mode; the mode it had comes back."""
+    was_training = model.training
+    model.eval()
+    made = model(example.to(next(model.parameters()).device))
     model.train(was_training)
-    if recipe.loss is None:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        if not isinstance(outputs, Tensor) or outputs.ndim < 2 or outputs.shape[1] < classes:
-            raise InputError(
-                f"{name} makes {shape} of two images, and {recipe.name} needs (2, {classes}): an output for each of {classes} classes"
-            )
-    return outputs.double().flatten()[:VALUES].tolist() if isinstance(outputs, Tensor) else []
+    return made
 
 
-def same_probe(a: list[float], b: list[float]) -> bool:
-    """Outputs of the same code with the same seed, perhaps on another machine."""
-    return len(a) == len(b) and np.allclose(a, b, rtol=1e-2, atol=1e-3 * (1 + np.abs(b).max(initial=0.0)), equal_nan=True)
+def fingerprint(made: Any) -> list[float]:
+    """Some outputs, to be compared by `same`; [] if they are no tensor."""
+    return made.double().flatten()[:VALUES].tolist() if isinstance(made, Tensor) else []
+
+
+def same(a: list[float], b: list[float]) -> bool:
+    """Were these made by the same code with the same weights, perhaps on another machine?"""
+    return len(a) == len(b) and np.allclose(a, b, rtol=1e-2, atol=1e-2 * np.abs(b).max(initial=0.0), equal_nan=True)

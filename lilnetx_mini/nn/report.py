@@ -12,8 +12,10 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +34,15 @@ from .targets import slice_macs
 from .train import Run, evaluate, right
 
 
-def _start_worker(lock, stop) -> None:
-    """Bars share the terminal; and a worker whose parent was killed or gives up stops too, rather than train on unseen."""
+def _start_worker(lock, reader: Connection) -> None:
+    """Bars share the terminal; and a worker whose parent was killed or gives up stops too, rather than train on unseen.
+
+    reader  of a pipe into which nobody writes: when its other end is closed, or the parent is gone, something is there to read
+    """
     tqdm.set_lock(lock)
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent and not stop.wait(1):
-            pass
+        reader.poll(None)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -115,8 +118,8 @@ def _write_float(folder: Path, data: bytes) -> int:
     return os.path.getsize(folder / "float32.zip")
 
 
-def evaluate_elsewhere(path: Path, data: Path | str, progress: bool = False) -> float:
-    """Accuracy of a file in a fresh process, through the command line and the torch-free runtime.
+def evaluate_elsewhere(path: Path, data: Path | str, progress: bool = False) -> dict:
+    """What ``lilnetx evaluate`` says of a file, in a fresh process with the torch-free runtime: accuracy, right, images, damaged_images.
 
     progress  let that process show its progress and its warnings
     """
@@ -124,7 +127,7 @@ def evaluate_elsewhere(path: Path, data: Path | str, progress: bool = False) -> 
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if progress else subprocess.PIPE, text=True)
     if done.returncode:
         raise LilnetxError(f"{' '.join(command)} failed: {(done.stderr or 'see above').strip()}")
-    return json.loads(done.stdout)["accuracy"]
+    return json.loads(done.stdout)
 
 
 def _at_a_time(recipe: Recipe, device: str | None) -> int:
@@ -139,14 +142,18 @@ def _done(tasks: list[tuple], jobs: int) -> Iterator[tuple[tuple, dict]]:
             yield task, train_one(*task, 0)
         return
     context = get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(), stop)) as pool:
+    reader, writer = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(), reader)) as pool:
         futures = {pool.submit(train_one, *task, n): task for n, task in enumerate(tasks)}
         try:
             for f in as_completed(futures):
                 yield futures[f], f.result()
+        except BrokenProcessPool:
+            writer.close()
+            what = "a training process was killed (out of memory?)"
+            raise LilnetxError(f"{what}; the same command continues from the last checkpoint") from None
         except BaseException:  # interrupted, or one of them failed: the others would train on, and be waited for
-            stop.set()
+            writer.close()
             raise
 
 
@@ -196,7 +203,10 @@ def _collect(recipe: Recipe, compressed: list[dict], plain: list[dict], out: Pat
             np.savez(f, x=test.x, y=test.y)
     for r in compressed:
         file = out / f"seed{r['seed']}" / "lilnetx" / "model.lnx"
-        r["file_accuracy"] = r["module_accuracy"] if r["no_graph"] else evaluate_elsewhere(file, source, progress)
+        seen = {"accuracy": r["module_accuracy"]} if r["no_graph"] else evaluate_elsewhere(file, source, progress)
+        r["file_accuracy"] = seen["accuracy"]
+        if seen.get("damaged_images"):
+            r["damaged_test_images"] = seen["damaged_images"]
     first = out / f"seed{compressed[0]['seed']}" / "lilnetx" / "model.lnx"
     lnx.write_atomic(out / "model.lnx", first.read_bytes())
     return {
@@ -261,8 +271,9 @@ def _promises(report: dict) -> list[str]:
         key, style = ASKED[name]
         got = [r[key] for r in report["compressed"]]
         off = [x / asked - 1 for x in got]
+        beyond = -min(off) if name == "target_slices" else max(off)  # more zeros, fewer bytes and less work are welcome
         shown = ", ".join(f"{style.format(x).split(' ')[0]} ({e:+.1%})" for x, e in zip(got, off, strict=True))
-        missed = "; missed: more epochs, or a target that is less far, would help" if max(map(abs, off)) > MISSED else ""
+        missed = "; missed: more epochs, or a target that is less far, would help" if beyond > MISSED else ""
         lines.append(f"asked for {style.format(asked)}: {shown}{missed}")
     return lines
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from ..data import ImageFiles, Split
+from ..data import ImageFiles, Split, batches
 from ..errors import CheckpointError, InputError
 from ..lnx import write_atomic
+from . import probe
 from .average import Average
 from .compressor import Compressor, reparameterize
 from .data import Step, in_order, source
@@ -27,7 +29,6 @@ from .distributed import ALONE, World, join
 from .export import to_model
 from .objective import Objective
 from .optimise import clip, optimizers, warm_cosine
-from .probe import probe, same_probe
 from .recipes import Recipe
 from .targets import Steering, Targets, mac_shares, weigh_by_macs
 
@@ -132,7 +133,7 @@ class Run:
         self._total = torch.zeros((), device=self.device, dtype=torch.float64)  # of losses in the epoch
         self.model = recipe.model().to(self.device)
         classes = int(self.splits.train.y.max()) + 1 if recipe.loss is None else 0
-        self._probe = probe(self.model, self.example(), recipe, classes)
+        probe.check(self.model, self.example(), recipe, classes)
         self.compressor: Compressor | None = None
         self.steering: Steering | None = None
         self.targets = Targets(recipe.target_size or None, recipe.target_flops or None, recipe.target_slices or None)
@@ -141,8 +142,11 @@ class Run:
             self._reparameterize()
 
     def example(self) -> Tensor:
-        """Two images of the validation part, for tracing: (2, C, H, W)."""
-        return torch.from_numpy(self.splits.validation.images(slice(2)))
+        """The first two images of the validation part that can be read, for tracing: (2, C, H, W)."""
+        images = [torch.from_numpy(x) for x, _ in islice(batches(self.splits.validation, [], 1), 2)]
+        if not images:
+            raise InputError(f"none of {len(self.splits.validation)} validation images can be read")
+        return torch.cat(images)
 
     def _reparameterize(self) -> None:
         """From here on the weights are latents, and the optimisers start anew."""
@@ -188,7 +192,7 @@ class Run:
         noise = self.compressor.generator if self.compressor else None
         state = {
             "settings": json.dumps(self._settings()),
-            "probe": self._probe,
+            "probe": probe.fingerprint(probe.outputs(self.model, self.example())),
             "epoch": self.epoch,
             "step": self.step,
             "total": total,
@@ -227,11 +231,13 @@ class Run:
             now = self._settings()
             changed = ", ".join(f"{k} {v!r} and not {now.get(k)!r}" for k, v in settings.items() if v != now.get(k))
             raise CheckpointError(f"{path} belongs to a run with other settings, {changed}: {way_out}")
-        if not same_probe(state.get("probe", self._probe), self._probe):
-            raise CheckpointError(f"{path} belongs to another network than the one that {self.recipe.name} makes now: {way_out}")
         if state["compressed"] and not self.compressor:
             self._reparameterize()
-        self.model.load_state_dict(state["model"])
+        another = f"{path} belongs to another network than the one that {self.recipe.name} makes now: {way_out}"
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError:
+            raise CheckpointError(another) from None
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(given)
         self.peaks = state["peaks"]  # those of latents depend on decoders, as they were when latents began
@@ -248,7 +254,11 @@ class Run:
         self._total.fill_(state["total"][0] if self.world.rank == 0 else 0.0)
         if self.steering:
             self.steering.restore(json.loads(state["steering"]))
-        self._schedule(self.epoch * self.steps_an_epoch + self.step)
+        done = self.epoch * self.steps_an_epoch + self.step
+        self._schedule(max(done - 1, 0))  # the network is as it was when the checkpoint was written
+        if "probe" in state and not probe.same(state["probe"], probe.fingerprint(probe.outputs(self.model, self.example()))):
+            raise CheckpointError(another)
+        self._schedule(done)
         return True
 
     # -- the loop -----------------------------------------------------------------------------------------------------
