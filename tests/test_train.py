@@ -343,30 +343,6 @@ def test_help_lists_the_recipes_there_are():
     assert set(recipes.RECIPES) == {word for word in re.findall(r"\w+", shown) if word == "digits" or "_" in word}
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes as Linux lists them")
-@pytest.mark.parametrize("who", ["main", "worker"])
-def test_when_a_process_goes_all_do(who, tmp_path):
-    """The main process is interrupted, and nobody else; or one of its workers is killed."""
-    command = [sys.executable, "-m", "lilnetx_mini", "train", "digits", "--set", "epochs=2000", "--jobs", "2", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        until = time.monotonic() + 120
-        while len(list(tmp_path.glob("*/*/checkpoint.pt"))) < 2 and time.monotonic() < until:
-            time.sleep(0.2)
-        if who == "main":
-            process.send_signal(signal.SIGINT)
-        else:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            workers = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-            os.kill(workers[-1], signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if who == "main" else 1) and "the same command continues" in err
-    assert who == "main" or "lilnetx: a training process was killed" in err
-    with pytest.raises(ProcessLookupError):  # of its group, nobody is left
-        for _ in range(100):
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
-
-
 @pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict", "export"])
 def test_every_command_has_help_with_an_example(command):
     assert f"Example: lilnetx {command}" in lilnetx(command, "--help").stdout

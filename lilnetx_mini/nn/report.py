@@ -145,6 +145,7 @@ def _done(tasks: list[tuple], jobs: int) -> Iterator[tuple[tuple, dict]]:
     reader, writer = context.Pipe(duplex=False)
     with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(), reader)) as pool:
         futures = {pool.submit(train_one, *task, n): task for n, task in enumerate(tasks)}
+        pool.submit(int)  # the pool looks out for the deaths of those workers alone that it had when it was last given something
         try:
             for f in as_completed(futures):
                 yield futures[f], f.result()
