@@ -1,5 +1,7 @@
 """Networks of all kinds: to latents, to the file, and back."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 from lilnetx_mini import ExportError, InputError, LnxError, lnx, runtime
 from lilnetx_mini import nn as lx
-from lilnetx_mini.errors import UnsupportedOpError
+from lilnetx_mini.errors import MissingExtraError, UnsupportedOpError
 from lilnetx_mini.nn import export, models
 from lilnetx_mini.nn.export import plain_copy
 
@@ -457,3 +459,27 @@ def test_a_file_that_is_far_from_the_trained_network_comes_with_a_warning(tmp_pa
     monkeypatch.setattr(export, "COARSE", 0.002)
     with pytest.warns(UserWarning, match=r"% of the largest off the trained network's: side_bits=6 "):
         compressor.save(tmp_path / "a.lnx", x, side_bits=2)
+
+
+@pytest.mark.parametrize("first, norm, shape", [
+    (lambda: nn.Conv2d(1, 8, 3), lambda: nn.BatchNorm2d(8, affine=False), (2, 1, 5, 5)),
+    (lambda: nn.Linear(6, 8), lambda: nn.BatchNorm1d(8, affine=False), (2, 6))])  # fmt: skip
+def test_a_layer_that_is_all_zero_before_a_norm_layer_without_weights_is_stored(first, norm, shape, tmp_path):
+    model = nn.Sequential(first(), norm(), nn.Flatten(), nn.LazyLinear(3))
+    model.eval()(torch.zeros(shape))
+    compressor = lx.reparameterize(model, init="from_weights")
+    compressor.weights[0].latents.data.zero_()
+    assert compressor.save(tmp_path / "a.lnx", torch.rand(shape)).rounding < 0.02
+
+
+@pytest.mark.parametrize("bits", [1, 17])
+def test_bits_that_a_file_cannot_have_are_refused(bits, tmp_path):
+    with pytest.raises(InputError, match="2 to 16"):
+        lx.reparameterize(models.digits_resnet()).save(tmp_path / "a.lnx", torch.zeros(2, 1, 8, 8), side_bits=bits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [LnxError("tables", "too short"), MissingExtraError("torch", "train")])
+def test_errors_come_through_from_other_processes(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
