@@ -343,6 +343,21 @@ def test_help_lists_the_recipes_there_are():
     assert set(recipes.RECIPES) == {word for word in re.findall(r"\w+", shown) if word == "digits" or "_" in word}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="counts the processes of a group")
+def test_interrupting_the_main_process_ends_all_and_says_how_to_continue(tmp_path):
+    command = [sys.executable, "-m", "lilnetx_mini", "train", "digits", "--set", "epochs=2000", "--jobs", "2", "--out", str(tmp_path)]
+    with open(tmp_path / "log", "w+") as log, subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True) as process:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("*/*/checkpoint.pt"))) < 2 and time.monotonic() < until:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)  # and nobody else
+        assert process.wait(60) == 130 and "the same command continues" in Path(log.name).read_text()
+        with pytest.raises(ProcessLookupError):  # of its group, nobody is left
+            for _ in range(200):
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+
+
 @pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict", "export"])
 def test_every_command_has_help_with_an_example(command):
     assert f"Example: lilnetx {command}" in lilnetx(command, "--help").stdout

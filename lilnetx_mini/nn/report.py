@@ -8,14 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +19,7 @@ from tqdm.auto import tqdm
 from .. import lnx
 from ..data import Split
 from ..errors import CheckpointError, LilnetxError
+from ..jobs import run_jobs
 from ..provenance import circumstances
 from .compressor import Compressor
 from .export import Saved, load_into
@@ -32,20 +27,6 @@ from .models import count_bytes
 from .recipes import Recipe, get
 from .targets import slice_macs
 from .train import Run, evaluate, right
-
-
-def _start_worker(lock, reader: Connection) -> None:
-    """Bars share the terminal; and a worker whose parent was killed or gives up stops too, rather than train on unseen.
-
-    reader  of a pipe into which nobody writes: when its other end is closed, or the parent is gone, something is there to read
-    """
-    tqdm.set_lock(lock)
-
-    def watch() -> None:
-        reader.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_one(
@@ -135,29 +116,6 @@ def _at_a_time(recipe: Recipe, device: str | None) -> int:
     return 1 if alone else max(1, (os.cpu_count() or 1) // recipe.threads)
 
 
-def _done(tasks: list[tuple], jobs: int) -> Iterator[tuple[tuple, dict]]:
-    """Tasks and their results, as they finish."""
-    if min(len(tasks), jobs) == 1:
-        for task in tasks:
-            yield task, train_one(*task, 0)
-        return
-    context = get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(min(len(tasks), jobs), context, initializer=_start_worker, initargs=(context.RLock(), reader)) as pool:
-        futures = {pool.submit(train_one, *task, n): task for n, task in enumerate(tasks)}
-        pool.submit(int)  # the pool looks out for the deaths of those workers alone that it had when it was last given something
-        try:
-            for f in as_completed(futures):
-                yield futures[f], f.result()
-        except BrokenProcessPool:
-            writer.close()
-            what = "a training process was killed (out of memory?)"
-            raise LilnetxError(f"{what}; the same command continues from the last checkpoint") from None
-        except BaseException:  # interrupted, or one of them failed: the others would train on, and be waited for
-            writer.close()
-            raise
-
-
 def main_job(
     name: str,
     changes: dict[str, str],
@@ -185,7 +143,7 @@ def main_job(
             for c in stage
             for seed in seeds
         ]
-        for task, result in _done(tasks, jobs or _at_a_time(recipe, device)):
+        for task, result in run_jobs(train_one, tasks, jobs or _at_a_time(recipe, device)):
             results[task[4]].append(result)
     if int(os.environ.get("RANK", "0")):
         return None
