@@ -1,6 +1,6 @@
 """What LilNetX costs in training: one step of a compressed network against one of the plain network.
 
-    python benchmarks/training.py [--network cifar_resnet20] [--batch 256] [--threads 2] [--runs 15] [--json]
+    python benchmarks/training.py [--network cifar_resnet20] [--batch 256] [--threads 2] [--runs 15] [--bf16] [--json]
 
 Both sides have the same optimiser, memory order and input, and take a whole step: forward, loss, backward, optimiser. LilNetX has
 all three terms of its objective (rate, slice norms, l2) in every step. Turn by turn: a ratio compares two steps that follow one
@@ -26,7 +26,7 @@ from lilnetx_mini.provenance import circumstances
 NETWORKS = {"cifar_resnet20": 32, "lenet5": 28, "resnet18": 224, "mobilenet_v2": 224}
 
 
-def stepper(network: str, batch: int, optimizer: str, device: str, compress: bool) -> Callable[[], None]:
+def stepper(network: str, batch: int, optimizer: str, device: str, bf16: bool, compress: bool) -> Callable[[], None]:
     """A function that takes one training step, always on the same images."""
     torch.manual_seed(0)
     model = getattr(models, network)().to(device).to(memory_format=torch.channels_last)
@@ -38,7 +38,8 @@ def stepper(network: str, batch: int, optimizer: str, device: str, compress: boo
     y = torch.randint(0, 10, (batch,), device=device)
 
     def step() -> None:
-        loss = F.cross_entropy(model(x), y)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(x), y)
         if compressor:
             p = compressor.penalty()
             loss = loss + p.rate + p.group + 1e-3 * p.l2
@@ -51,9 +52,9 @@ def stepper(network: str, batch: int, optimizer: str, device: str, compress: boo
     return step
 
 
-def measure(device: str, network: str, batch: int, optimizer: str, runs: int) -> dict:
+def measure(device: str, network: str, batch: int, optimizer: str, runs: int, bf16: bool) -> dict:
     """Medians of both sides, and the most memory that each held on a GPU."""
-    steps = {side: stepper(network, batch, optimizer, device, side == "lilnetx") for side in ("plain", "lilnetx")}
+    steps = {side: stepper(network, batch, optimizer, device, bf16, side == "lilnetx") for side in ("plain", "lilnetx")}
     times, memory = {side: [] for side in steps}, {}
     for n in range(runs + 2):  # the first two warm up
         for side, step in steps.items():
@@ -79,17 +80,18 @@ def main() -> None:
     p.add_argument("--optimizer", default="sgd", choices=["sgd", "adam"])
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
     p.add_argument("--runs", type=int, default=15)
+    p.add_argument("--bf16", action="store_true", help="the network of both sides in bfloat16")
     p.add_argument("--json", action="store_true")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     devices = ["cpu", *["cuda"] * torch.cuda.is_available()]
-    rows = {device: measure(device, a.network, a.batch, a.optimizer, a.runs) for device in devices}
+    rows = {device: measure(device, a.network, a.batch, a.optimizer, a.runs, a.bf16) for device in devices}
     if a.json:
         settings = {k: v for k, v in vars(a).items() if k != "json"}
         ratios = {device: row["ratio"] for device, row in rows.items()}
         print(json.dumps({"step_ratio": ratios, "devices": rows, "settings": settings, "made": circumstances()}, indent=1))
         return
-    print(f"{a.network}, batch {a.batch}, {a.optimizer}, {a.threads} threads, medians of {a.runs} steps")
+    print(f"{a.network}, batch {a.batch}, {a.optimizer}, {a.threads} threads{', bfloat16' * a.bf16}, medians of {a.runs} steps")
     for device, row in rows.items():
         ms, (low, high) = row["ms"], row["quartiles"]
         print(f"  {device:5} plain {ms['plain']:9.1f} ms   LilNetX {ms['lilnetx']:9.1f} ms", end="")

@@ -216,6 +216,15 @@ def test_channels_last_computes_the_same(tmp_path):
     assert np.isfinite(runs[1].fit(progress=False).metrics[-1]["loss"])
 
 
+def test_bfloat16_trains_a_little_differently_and_stores_as_much(tmp_path):
+    runs = [Run(recipes.get("digits", {"epochs": "1", "bf16": str(b)}), 0, tmp_path / str(b)) for b in (0, 1)]
+    full, half = (r.fit(progress=False).metrics[-1]["loss"] for r in runs)
+    assert full != half and half == pytest.approx(full, rel=0.05)
+    assert all(w.latents.dtype == torch.float32 for w in runs[1].compressor.weights)
+    saved = runs[1].compressor.save(tmp_path / "half.lnx", runs[1].example())
+    assert not saved.note and saved.difference < 1e-4
+
+
 def test_images_move_by_whole_pixels_and_zeros_come_in():
     x = torch.arange(1.0, 17).view(1, 1, 4, 4).repeat(200, 1, 1, 1)
     y = shifted(x, 1, torch.Generator().manual_seed(0))

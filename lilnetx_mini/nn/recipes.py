@@ -59,6 +59,7 @@ class Recipe:
     accumulate         pieces into which a batch is cut, for memory; norm layers see a piece at a time
     channels_last      1: compute with channels last in memory; a quarter faster for wide images on a CPU
     compile            1: torch.compile, a quarter faster for ResNet-20 on a CPU after a minute or two; needs a C++ compiler there
+    bf16               1: convolutions and dense layers in bfloat16, about twice as fast on processors with AMX; on a GPU always so
     workers            processes that read images, where they stay on disk
     threads            of the processor, for one run; the numbers depend on it, so it belongs to the recipe
     loss               (outputs, targets) to the mean loss of a batch; cross entropy if it is None
@@ -107,6 +108,7 @@ class Recipe:
     accumulate: int = 1
     channels_last: int = 0
     compile: int = 0
+    bf16: int = 0
     workers: int = 2
     threads: int = 1
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -154,7 +156,7 @@ CHOICES = {
     "rate_of": ("noise", "rounded"),
 }
 FROM_ZERO = (  # whole numbers that may be 0
-    "images", "shift", "flip", "cutout", "channels_last", "compile", "workers", "weigh_macs",
+    "images", "shift", "flip", "cutout", "channels_last", "compile", "bf16", "workers", "weigh_macs",
 )  # fmt: skip
 SHARES = ("start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
 

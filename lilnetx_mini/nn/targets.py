@@ -2,7 +2,7 @@
 
 Every now and then during training the network is measured as it would be stored: real coded bytes, real counts after the
 channels that do nothing are removed. What the logarithm of the measure fell since the look before is compared with what it has
-to fall from now on to arrive in time, at the pace of the learning rate, as latents can only move while there is one; a multiplier's
+to fall from now on to arrive at the end, at the pace of the learning rate, as latents can only move while there is one; a multiplier's
 logarithm moves by a constant times the difference. The plan is made anew at every look: to catch up with an older one, a multiplier
 would grow far beyond what keeps the right speed, and what has become zero seldom comes back.
 """
@@ -26,14 +26,12 @@ from .export import to_model
 
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
-# shares of all learning: multipliers are left alone before the first, as latents have to shrink before one is rounded to zero; and
-# the target should be reached at the second: a network that arrives with the last steps has no time to make the best of what it has
-LATE, ARRIVE = 0.1, 0.8
-SOON = 10  # looks in which what is left to go should fall to a third when that time has come
+LATE = 0.1  # share of all learning before which multipliers are left alone: latents have to shrink before one is rounded to zero
+SOON = 10  # looks in which what is left to go should fall to a third, when little learning is left
 # a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
 # above, as the last looks tend to end below it
 AIM = {"size": 0.99, "flops": 1.005}
-FAR = 1.3  # times the target: while more is left, multipliers do not fall below the recipe's, however fast it falls
+FAR, FLOOR = 1.3, 0.3  # while more than so many times the target is left, a factor does not fall below this, however fast that falls
 # from speed that is missing, in logarithms a step at the full learning rate, to what the logarithm of a multiplier changes in a look.
 # The more learning lies between two looks, the more a multiplier does from one to the next: the same gain for every look would make
 # long trainings swing to and fro, and leave the last looks without effect
@@ -43,9 +41,9 @@ STICKY = 3.0  # times faster back when too much has become zero, as that seldom 
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
 # meanwhile would take the network with them. Back up is faster, as long as it is below where it started
 UP, BACK, DOWN = 0.1, 0.3, 1.0
-# steps: what a penalty does adds up over them, so shorter trainings start with larger multipliers than the recipe's, by the root
-# of how much shorter they are, and need not wait until these have grown there
-FULL = 7000
+# steps over which the recipe's multipliers would do about enough. What a penalty does adds up over them, so shorter trainings start
+# with larger multipliers, and need not wait until these have grown there; longer ones with smaller ones, down to FLOOR
+FULL = 2000
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
 
 
@@ -152,7 +150,7 @@ class Steering:
         self.every = max(1, len(rates) // LOOKS)
         self._learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
-        self.start = self.rate = self.group = self._group = max(1.0, math.sqrt(FULL / max(len(rates), 1)))
+        self.start = self.rate = self.group = self._group = max(FLOOR, FULL / max(len(rates), 1))
         self.history: list[dict] = []
         self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
@@ -211,10 +209,10 @@ class Steering:
         if progress < LATE:
             return factor
         done = max(progress - then, 1e-9)
-        share = min(1 / SOON, done / max(ARRIVE - then, 1e-9))  # of the gap, to close in this look
+        share = min(1 / SOON, done / max(1 - then, 1e-9))  # of the gap, to close in this look
         change = GAIN / (self._learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
         change = max(-DOWN, min(UP if factor >= self.start else BACK, change))
-        return min(max(factor * math.exp(change), 1.0 if value > FAR * target else SMALLEST), LARGEST)
+        return min(max(factor * math.exp(change), FLOOR if value > FAR * target else SMALLEST), LARGEST)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

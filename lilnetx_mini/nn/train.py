@@ -304,7 +304,7 @@ class Run:
             whole = len(y) * self.world.size * r.accumulate == r.batch
             waits = nullcontext() if last or self.world.size == 1 else self.network.no_sync()
             with waits:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda" or bool(r.bf16)):
                     loss = self.objective.task(self.compiled if whole else self.network, x, y)  # compiled for one size
                 self._total += loss.detach() * len(y)  # added up where it is: nobody waits for the GPU
                 if len(step) > 1:
