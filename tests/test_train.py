@@ -355,16 +355,24 @@ def test_help_lists_the_recipes_there_are():
 @pytest.mark.skipif(os.name != "posix", reason="counts the processes of a group")
 def test_interrupting_the_main_process_ends_all_and_says_how_to_continue(tmp_path):
     command = [sys.executable, "-m", "lilnetx_mini", "train", "digits", "--set", "epochs=2000", "--jobs", "2", "--out", str(tmp_path)]
-    with open(tmp_path / "log", "w+") as log, subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True) as process:
-        until = time.monotonic() + 120
-        while len(list(tmp_path.glob("*/*/checkpoint.pt"))) < 2 and time.monotonic() < until:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)  # and nobody else
-        assert process.wait(60) == 130 and "the same command continues" in Path(log.name).read_text()
-        with pytest.raises(ProcessLookupError):  # of its group, nobody is left
-            for _ in range(200):
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
+    options = {
+        "start_new_session": True,
+        # of what runs in the background, some shells ignore it; a process inherits that
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
+    with open(tmp_path / "log", "w+") as log, subprocess.Popen(command, stderr=log, stdout=log, **options) as process:
+        try:
+            until = time.monotonic() + 120
+            while len(list(tmp_path.glob("*/*/checkpoint.pt"))) < 2 and time.monotonic() < until:
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)  # and nobody else
+            assert process.wait(60) == 130 and "the same command continues" in Path(log.name).read_text()
+            with pytest.raises(ProcessLookupError):  # of its group, nobody is left
+                for _ in range(200):
+                    os.killpg(process.pid, 0)
+                    time.sleep(0.1)
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("command", ["train", "info", "evaluate", "predict", "export"])
