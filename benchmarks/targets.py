@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
+from lilnetx_mini.jobs import run_jobs
 from lilnetx_mini.lnx import write_atomic
 from lilnetx_mini.nn import recipes
 from lilnetx_mini.nn.targets import measure
@@ -34,7 +33,7 @@ CASES: dict[str, tuple[dict[str, str], float, float, tuple[float, ...]]] = {
 }
 
 
-def train(name: str, changes: dict[str, str], seed: int, folder: str) -> dict:
+def train(name: str, changes: dict[str, str], seed: int, folder: str, position: int = 0) -> dict:
     """One training, or what it gave before: its file's bytes, shares of multiply-adds and slices, validation accuracy."""
     done = Path(folder) / "result.json"
     if done.exists() and json.loads(done.read_text())["changes"] == changes:
@@ -107,9 +106,8 @@ def arguments(what: str | None, out: str) -> argparse.Namespace:
 
 def train_all(todo: dict[tuple, tuple], jobs: int) -> dict[tuple, dict]:
     """The results of several calls of `train`, by the same keys."""
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        futures = {key: pool.submit(train, *call) for key, call in todo.items()}
-        return {key: f.result() for key, f in futures.items()}
+    in_folders = {folder: result for (*_, folder), result in run_jobs(train, list(todo.values()), jobs)}
+    return {key: in_folders[folder] for key, (*_, folder) in todo.items()}
 
 
 def record(path: Path, name: str, row: dict) -> None:

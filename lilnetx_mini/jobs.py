@@ -34,7 +34,7 @@ def run_jobs(work: Callable, tasks: list[tuple], at_a_time: int) -> Iterator[tup
                 task = waiting.pop(0)
                 position = min(set(range(at_a_time)) - {place for _, _, place in running.values()})
                 reader, writer = context.Pipe(duplex=False)
-                process = context.Process(target=_job, args=(work, task, position, lock, writer), daemon=False)
+                process = context.Process(target=_job, args=(work, task, position, lock, writer))
                 process.start()
                 writer.close()  # the job has the only one left: when it is gone, so is the end of the pipe
                 running[reader] = process, task, position

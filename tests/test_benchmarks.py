@@ -97,8 +97,7 @@ def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     quantisers = load("quantisers")
     monkeypatch.setitem(quantisers.CASES, "digits", ({"epochs": "1", "images": "256"}, 5000, 0.5, ()))
-    monkeypatch.setattr("targets.ProcessPoolExecutor", Here)
-    arguments = ["quantisers.py", "digits", "--seeds", "0", "--out", str(tmp_path), "--json", str(tmp_path / "q.json")]
+    arguments = ["quantisers.py", "digits", "--seeds", "0", "--jobs", "1", "--out", str(tmp_path), "--json", str(tmp_path / "q.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     quantisers.main()
     written = json.loads((tmp_path / "q.json").read_text())["digits"]
@@ -112,23 +111,6 @@ def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="no fixed multipliers of digits with seed 77"):
         quantisers.main()
     assert "straight at the same sizes" in capsys.readouterr().out
-
-
-class Here:
-    """An executor that works in this process, at once."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, work, *arguments):
-        result = work(*arguments)
-        return type("Done", (), {"result": staticmethod(lambda: result)})
 
 
 def test_fixed_multipliers_are_remembered_and_targets_are_not(tmp_path):
