@@ -27,6 +27,9 @@ from .export import to_model
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 LATE = 0.1  # share of all learning before which multipliers are left alone: latents have to shrink before one is rounded to zero
+# share of all learning that is left on arrival, between these; steps that should be left. Whoever arrives early trains the longest
+# with the least; whoever is late cannot catch up, as little moves at the end, and in a short training the last looks are few steps
+LEFT, STEPS_LEFT = (0.03, 0.1), 200
 SOON = 10  # looks in which what is left to go should fall to a third, when little learning is left
 # a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
 # above, as the last looks tend to end below it
@@ -150,6 +153,7 @@ class Steering:
         self.every = max(1, len(rates) // LOOKS)
         self._learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
+        self.arrival = 1 - min(LEFT[1], max(LEFT[0], STEPS_LEFT / max(len(rates), 1)))  # share of all learning
         self.start = self.rate = self.group = self._group = max(FLOOR, FULL / max(len(rates), 1))
         self.history: list[dict] = []
         self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
@@ -209,7 +213,7 @@ class Steering:
         if progress < LATE:
             return factor
         done = max(progress - then, 1e-9)
-        share = min(1 / SOON, done / max(1 - then, 1e-9))  # of the gap, to close in this look
+        share = min(1 / SOON, done / max(self.arrival - then, 1e-9))  # of the gap, to close in this look
         change = GAIN / (self._learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
         change = max(-DOWN, min(UP if factor >= self.start else BACK, change))
         return min(max(factor * math.exp(change), FLOOR if value > FAR * target else SMALLEST), LARGEST)
