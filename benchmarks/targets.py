@@ -29,19 +29,22 @@ from lilnetx_mini.provenance import circumstances
 CASES: dict[str, tuple[dict[str, str], float, float, tuple[float, ...]]] = {
     "digits": ({}, 3000, 0.5, (0.25, 0.5, 1.0, 1.5, 2.5)),
     "mnist_lenet5": ({"epochs": "4", "images": "20000"}, 4000, 0.5, (4.0, 8.0, 12.0, 16.0, 24.0)),
-    "cifar10_resnet20": ({"epochs": "4", "images": "10000", "threads": "1"}, 40_000, 0.5, (1.0, 2.0, 4.0, 8.0, 16.0)),
+    "cifar10_resnet20": ({"epochs": "4", "images": "10000", "threads": "1", "side_bits": "8"}, 40_000, 0.5, (1.0, 2.0, 4.0, 8.0, 16.0)),
 }
 
 
 def train(name: str, changes: dict[str, str], seed: int, folder: str, position: int = 0) -> dict:
-    """One training, or what it gave before: its file's bytes, shares of multiply-adds and slices, validation accuracy."""
+    """One training, or what it gave before: its file's bytes, shares of multiply-adds and slices, validation accuracy.
+
+    position  the line for a progress bar, which `run_jobs` hands out; here is none
+    """
     done = Path(folder) / "result.json"
     if done.exists() and json.loads(done.read_text())["changes"] == changes:
         return json.loads(done.read_text())
     run = Run(recipes.get(name, changes), seed, folder)
     run.resume()
     trained = run.fit(progress=False)
-    now = measure(trained.compressor, run.example())
+    now = measure(trained.compressor, run.example(), side_bits=run.recipe.side_bits)
     result = {"changes": changes, "seed": seed, "size": now.size, "flops": now.flops, "slices": now.slices,
               "accuracy": trained.metrics[-1]["validation_accuracy"]}  # fmt: skip
     write_atomic(done, json.dumps(result).encode())

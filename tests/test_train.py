@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lilnetx_mini import cli, data
+from lilnetx_mini import cli, data, lnx
 from lilnetx_mini.errors import CheckpointError, DataError, InputError
 from lilnetx_mini.nn import recipes, reparameterize
 from lilnetx_mini.nn.data import shifted
@@ -242,6 +242,8 @@ def test_recipes_take_changes_and_refuse_nonsense():
         ({"epochs": "x"}, "a whole number is needed"),
         ({"lr": "nan"}, "a number from 0 on"),
         ({"batch": "0"}, "a number from 1 on"),
+        ({"side_bits": "1"}, "2 to 16"),
+        ({"side_bits": "17"}, "2 to 16"),
         ({"ema": "1.5"}, "share between 0 and 1"),
         ({"quantiser": "hard"}, "'straight' and 'noise' and 'soft' are the choices"),
     ]:
@@ -268,7 +270,7 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
         out,
         "--seeds",
         "3",
-        *[x for k, v in (TINY | {"images": "512"}).items() for x in ("--set", f"{k}={v}")],
+        *[x for k, v in (TINY | {"images": "512", "side_bits": "12"}).items() for x in ("--set", f"{k}={v}")],
         "--quiet",
         "--jobs",
         "1",
@@ -278,6 +280,7 @@ def test_train_info_evaluate_predict_from_the_command_line(tmp_path):
     assert "float32 file" in done.stdout and ".lnx" in done.stdout and (out / "report.png").stat().st_size > 10_000
     report = json.loads((out / "report.json").read_text())
     assert report["plain"][0]["float_bytes"] == 301_956 == os.path.getsize(out / "seed3" / "plain" / "float32.bin")
+    assert 2**10 <= max(abs(side.ints).max() for side in lnx.read(out / "model.lnx").sides) <= 2**11
     info = json.loads(lilnetx("info", out / "model.lnx", "--json").stdout)
     assert info["file_bytes"] == sum(info["sections"].values()) == os.path.getsize(out / "model.lnx")
     assert {"name", "weights", "bits", "slice_sparsity"} <= info["layers"][0].keys()

@@ -45,7 +45,7 @@ def estimate(recipe: Recipe, device: str | None = "cpu") -> dict:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     seconds = sorted(times)[len(times) // 2]
-    model, _ = to_model(run.compressor, run.example())
+    model, _ = to_model(run.compressor, run.example(), run.recipe.side_bits)
     parameters = sum(p.numel() for p in run.model.parameters())
     state = sum(t.nbytes for o in run.optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t))
     images = run.source.x.nbytes if hasattr(run.source, "x") else 0

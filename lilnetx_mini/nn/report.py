@@ -78,7 +78,7 @@ def train_one(
 
 def _saved(run: Run, compressor: Compressor, path: Path) -> Saved:
     """The file, written by the first process; the others wait for it, and know what it says."""
-    saved = compressor.save(path, run.example()) if run.world.rank == 0 else None
+    saved = compressor.save(path, run.example(), run.recipe.side_bits) if run.world.rank == 0 else None
     run.world.wait()
     return saved or Saved(str(path), path.stat().st_size, "", math.nan)
 

@@ -1,10 +1,11 @@
 """Asking for a size, for a share of the multiply-adds, or of zero slices: multipliers that follow the gap to what was asked.
 
 Every now and then during training the network is measured as it would be stored: real coded bytes, real counts after the
-channels that do nothing are removed. What the logarithm of the measure fell since the look before is compared with what it has
-to fall from now on to arrive at the end, at the pace of the learning rate, as latents can only move while there is one; a multiplier's
-logarithm moves by a constant times the difference. The plan is made anew at every look: to catch up with an older one, a multiplier
-would grow far beyond what keeps the right speed, and what has become zero seldom comes back.
+channels that do nothing are removed. Between the logarithms of measure and target there is a gap, which should fall as a power of
+the learning that is left, at the pace of the learning rate, as latents can only move while there is one. What it fell since the look before
+is compared with what it should have; a multiplier's logarithm moves by a constant times the difference. The plan is made anew at every
+look: to catch up with an older one, a multiplier would grow far beyond what keeps the right speed, and what has become zero seldom comes
+back.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from .export import to_model
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 LATE = 0.1  # share of all learning before which multipliers are left alone: latents have to shrink before one is rounded to zero
-# share of all learning that is left on arrival, between these; steps that should be left. Whoever arrives early trains the longest
-# with the least; whoever is late cannot catch up, as little moves at the end, and in a short training the last looks are few steps
-LEFT, STEPS_LEFT = (0.03, 0.1), 200
+# share of all learning that is left when the target should be reached. Until then the gap should fall as a power of what is left, 2 in
+# short trainings and towards 1 in long ones, those with many more steps than these. Early is bad: what is zero by then seldom comes back,
+# and the network trains the longest with the least. In a short training late is worse: its last looks are few steps and move little, and a
+# multiplier that is large enough to catch up costs accuracy
+LEFT, SHORT = 0.03, 1000
 SOON = 10  # looks in which what is left to go should fall to a third, when little learning is left
 # a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
 # above, as the last looks tend to end below it
@@ -44,9 +47,10 @@ STICKY = 3.0  # times faster back when too much has become zero, as that seldom 
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
 # meanwhile would take the network with them. Back up is faster, as long as it is below where it started
 UP, BACK, DOWN = 0.1, 0.3, 1.0
-# steps over which the recipe's multipliers would do about enough. What a penalty does adds up over them, so shorter trainings start
-# with larger multipliers, and need not wait until these have grown there; longer ones with smaller ones, down to FLOOR
-FULL = 2000
+# steps over which the recipe's multipliers would do about enough, and a power of what is missing. What a penalty does adds up over
+# steps, so shorter trainings start with larger multipliers, and more than in proportion, as there is no time to let them
+# grow; longer ones with smaller ones, down to FLOOR
+FULL, MISSING = 2000, 1.5
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
 
 
@@ -98,12 +102,13 @@ def slice_macs(model: lnx.Model) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def measure(compressor: Compressor, example: Tensor, graph: Graph | None = None) -> Measured:
+def measure(compressor: Compressor, example: Tensor, graph: Graph | None = None, side_bits: int = 8) -> Measured:
     """Write the file in memory and count; multiply-adds are NaN for a network that the runtime cannot follow.
 
-    graph  of the same network, if it has been traced before
+    graph      of the same network, if it has been traced before
+    side_bits  bits for norm layers and biases
     """
-    model, _ = to_model(compressor, example, graph=graph)
+    model, _ = to_model(compressor, example, side_bits, graph)
     dense, left = slice_macs(model) if model.graph is not None else (1, math.nan)
     return Measured(len(lnx.encode(model)), left / dense, compressor.zeros()[1])
 
@@ -135,6 +140,7 @@ class Steering:
 
     rates         learning rates of all steps to come, in any unit
     agreed        of several processes, gives every one the numbers of the first
+    side_bits     bits that norm layers and biases will have in the file
     rate, group   factors for the recipe's multipliers. Both follow the one target; of two, the first follows the size
     start         where the factors begin
     history       one dict a look: step, what was measured, the factors
@@ -148,17 +154,18 @@ class Steering:
         example: Tensor,
         rates: list[float],
         agreed: Callable[[list[float]], list[float]] = list,
+        side_bits: int = 8,
     ) -> None:
-        self.targets, self.compressor, self.example, self.agreed = targets, compressor, example, agreed
+        self.targets, self.compressor, self.example, self.agreed, self.side_bits = targets, compressor, example, agreed, side_bits
         self.every = max(1, len(rates) // LOOKS)
         self._learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
-        self.arrival = 1 - min(LEFT[1], max(LEFT[0], STEPS_LEFT / max(len(rates), 1)))  # share of all learning
-        self.start = self.rate = self.group = self._group = max(FLOOR, FULL / max(len(rates), 1))
+        self.power = 1 + min(1, SHORT / max(len(rates), 1))
+        self.start = self.rate = self.group = self._group = max(FLOOR, (FULL / max(len(rates), 1)) ** MISSING)
         self.history: list[dict] = []
         self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
-        model, _ = to_model(compressor, example)
+        model, _ = to_model(compressor, example, side_bits)
         self.graph = model.graph
         if model.graph is None and targets.flops is not None:
             raise InputError(f"this network's multiply-adds cannot be counted: {model.note}")
@@ -181,7 +188,7 @@ class Steering:
 
     def _measure(self) -> Measured:
         if len(self.history) % EXACT == 0:
-            now = measure(self.compressor, self.example, self.graph)
+            now = measure(self.compressor, self.example, self.graph, self.side_bits)
             self._beside = now.size - self.compressor.coded_bytes()
             self._gone = now.flops / max(self._alive(), 1e-9)
             return now
@@ -213,7 +220,8 @@ class Steering:
         if progress < LATE:
             return factor
         done = max(progress - then, 1e-9)
-        share = min(1 / SOON, done / max(self.arrival - then, 1e-9))  # of the gap, to close in this look
+        left = max(1 - LEFT - progress, 0) / max(1 - LEFT - then, 1e-9)
+        share = min(1 / SOON, 1 - left**self.power)  # of the gap, to close in this look
         change = GAIN / (self._learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
         change = max(-DOWN, min(UP if factor >= self.start else BACK, change))
         return min(max(factor * math.exp(change), FLOOR if value > FAR * target else SMALLEST), LARGEST)

@@ -160,7 +160,7 @@ class Run:
             weigh_by_macs(self.compressor, mac_shares(self.compressor, to_model(self.compressor, self.example())[0]))
         if self.targets:
             rates = [warm_cosine(n / self.steps, self.recipe.warmup) for n in range(self.begin, self.steps)]
-            self.steering = Steering(self.targets, self.compressor, self.example(), rates, self._agreed)
+            self.steering = Steering(self.targets, self.compressor, self.example(), rates, self._agreed, self.recipe.side_bits)
 
     def _agreed(self, numbers: list[float]) -> list[float]:
         return self.world.from_first(numbers, self.device)
