@@ -83,7 +83,7 @@ def main() -> None:
     trained = run.fit()
     test = run.splits.test
     plain = accuracy(recipe.model(), test)
-    saved = trained.compressor.save(Path(a.results) / f"{a.name}.lnx", torch.from_numpy(test.images(slice(2))))
+    saved = trained.compressor.save(Path(a.results) / f"{a.name}.lnx", torch.from_numpy(test.images(slice(2))), recipe.side_bits)
     own = float((Network.load(saved.path).predict(test.images()) == test.y).mean())
     numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if isinstance(v, (int, float, str))}
     record = {"accuracy": own, "plain_accuracy": plain, "file_bytes": saved.file_bytes, "float_bytes": models.count_bytes(recipe.model()),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lilnetx_mini import lnx
+from lilnetx_mini.nn import recipes
+from lilnetx_mini.nn.train import Run
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -121,3 +123,17 @@ def test_fixed_multipliers_are_remembered_and_targets_are_not(tmp_path):
     steered = {"changes": todo["size", 3000, 0][1], "seed": 0, "size": 8}
     assert targets.remembered({"fixed": [known, known | {"seed": 5}, steered]}, todo) == {key: known}
     assert targets.remembered({}, todo) == {}
+
+
+def test_norm_layers_of_a_finished_training_are_stored_more_and_more_finely(tmp_path, monkeypatch, capsys):
+    changes = {"epochs": "2", "images": "256", "side_bits": "5"}
+    Run(recipes.get("digits", changes), 1, tmp_path).fit(progress=False)
+    monkeypatch.setattr(sys, "argv", ["side_bits.py", str(tmp_path), "--bits", "5,16", "--json"])
+    load("side_bits").main()
+    (result,) = json.loads(capsys.readouterr().out)["side_bits"]
+    coarse, fine = result["rows"]
+    assert result["recipe"] == "digits" and result["settings"]["side_bits"] == 5 and result["settings"]["seed"] == 1
+    assert coarse["bytes"] < fine["bytes"] and fine["accuracy"] == pytest.approx(result["trained"], abs=0.01)
+    monkeypatch.setattr(sys, "argv", ["side_bits.py", str(tmp_path), "--bits", "16"])
+    load("side_bits").main()
+    assert f"16 {fine['bytes']:,} {fine['accuracy']:.2%} none {result['trained']:.2%}" in " ".join(capsys.readouterr().out.split())

@@ -123,7 +123,7 @@ def test_a_multiplier_of_zero_stays_zero_unless_the_target_needs_it(asked, on, t
     run = Run(recipes.get("digits", {"lam_rate": "0", "lam_group": "0", **asked}), 0, tmp_path)
     assert tuple(m > 0 for m in run._multipliers()) == on
     run = Run(recipes.get("digits", {"lam_rate": "2", "lam_group": "3", **asked}), 0, tmp_path)
-    assert np.divide(*run._multipliers()) == pytest.approx(2 / 3)
+    assert np.divide(*run._multipliers()) == pytest.approx(2 / 3 * run.steering.rate / run.steering.group)
 
 
 @pytest.mark.parametrize("steps, power", [(100, 2), (1000, 2), (4000, 1.25), (10_000, 1.1)])
@@ -134,12 +134,22 @@ def test_at_the_right_speed_a_factor_stays(small, steps, power):
     assert follow(steering, sizes) == pytest.approx(max((2000 / steps) ** 1.5, 0.3))
 
 
+def test_slices_should_go_straight_and_start_in_proportion(small):
+    steering = Steering(Targets(flops=0.5, size=5000), small, examples(), [1.0] * 400)
+    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 5))
+    for n in range(61):
+        left = 1 - n / 97  # of the learning to be done on arrival
+        steering._measure = lambda left=left: Measured(0.99 * 5000 * np.exp(1.5 * left**2), 1.005 * 0.5 * np.exp(0.6 * left), 0.0)
+        steering.look(4 * n)
+    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 5))
+
+
 def test_standing_still_a_factor_rises_slowly_and_faster_below_its_start(small):
     steering = Steering(Targets(size=5000), small, examples(), [1.0] * 1000)
     rates = follow(steering, [50_000] * 20)
     assert (rates[:10] == rates[0]).all()  # latents have to shrink first
     assert np.diff(np.log(rates[10:])) == pytest.approx(targets.UP)
-    steering.rate = steering.start / 100
+    steering.rate = steering.start["size"] / 100
     rates = follow(steering, [50_000] * 5)[-5:]
     assert rates[0] == targets.FLOOR  # far from the target
     assert np.diff(np.log(rates))[:2] == pytest.approx(targets.BACK)

@@ -56,12 +56,12 @@ class Recipe:
     ema                share of a moving average of all weights that stays in a step; what is evaluated and stored is then the
                        average. 0 for none
     stored_decoders    share of the steps, at the end, that compute with 8-bit decoders as in the file
-    side_bits          bits of the file for every number of norm layers and biases, 2 to 16. Eight cost a deep network half a point of
-                       accuracy, and two more a hundredth of its file; a shallow one does not need them
+    side_bits          bits of the file for every number of norm layers and biases, 2 to 16. Eight cost a deep network up to a third of
+                       a point, and two more a hundredth of its file; a shallow one does not need them
     accumulate         pieces into which a batch is cut, for memory; norm layers see a piece at a time
     channels_last      1: compute with channels last in memory; a quarter faster for wide images on a CPU
     compile            1: torch.compile, a quarter faster for ResNet-20 on a CPU after a minute or two; needs a C++ compiler there
-    bf16               1: convolutions and dense layers in bfloat16, about twice as fast on processors with AMX; on a GPU always so
+    bf16               1: convolutions and dense layers in bfloat16, ResNet-20 1.7 times as fast on a processor with AMX; on a GPU always so
     workers            processes that read images, where they stay on disk
     threads            of the processor, for one run; the numbers depend on it, so it belongs to the recipe
     loss               (outputs, targets) to the mean loss of a batch; cross entropy if it is None

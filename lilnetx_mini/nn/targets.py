@@ -28,10 +28,11 @@ from .export import to_model
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 LATE = 0.1  # share of all learning before which multipliers are left alone: latents have to shrink before one is rounded to zero
-# share of all learning that is left when the target should be reached. Until then the gap should fall as a power of what is left, 2 in
-# short trainings and towards 1 in long ones, those with many more steps than these. Early is bad: what is zero by then seldom comes back,
-# and the network trains the longest with the least. In a short training late is worse: its last looks are few steps and move little, and a
-# multiplier that is large enough to catch up costs accuracy
+# share of all learning that is left when the target should be reached. Until then the gap should fall as a power of what is left: 1,
+# and for sizes 2 in short trainings and towards 1 in long ones, those with many more steps than these. Early is bad: what is zero by then
+# seldom comes back, and the network trains the longest with the least. For sizes in a short training late is worse: its last looks are
+# few steps and move little, and a multiplier that is large enough to catch up costs accuracy. Slices answer later than bytes, as all of
+# their latents have to become zero: a multiplier that hurries them takes too many at once
 LEFT, SHORT = 0.03, 1000
 SOON = 10  # looks in which what is left to go should fall to a third, when little learning is left
 # a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
@@ -47,8 +48,8 @@ STICKY = 3.0  # times faster back when too much has become zero, as that seldom 
 # reach zero, and then most do at once, as the density sharpens with every one of them; a multiplier that has run ahead
 # meanwhile would take the network with them. Back up is faster, as long as it is below where it started
 UP, BACK, DOWN = 0.1, 0.3, 1.0
-# steps over which the recipe's multipliers would do about enough, and a power of what is missing. What a penalty does adds up over
-# steps, so shorter trainings start with larger multipliers, and more than in proportion, as there is no time to let them
+# steps over which the recipe's multipliers would do about enough, and for sizes a power of what is missing. What a penalty does adds up
+# over steps, so shorter trainings start with larger multipliers, for sizes more than in proportion, as there is no time to let them
 # grow; longer ones with smaller ones, down to FLOOR
 FULL, MISSING = 2000, 1.5
 SMALLEST, LARGEST = 1e-4, 1e4  # multipliers' factors stay within these
@@ -142,7 +143,7 @@ class Steering:
     agreed        of several processes, gives every one the numbers of the first
     side_bits     bits that norm layers and biases will have in the file
     rate, group   factors for the recipe's multipliers. Both follow the one target; of two, the first follows the size
-    start         where the factors begin
+    start, power  for each measure, where a factor begins, and the power of the learning left as which the gap should fall
     history       one dict a look: step, what was measured, the factors
     raises        InputError, as soon as it is known, if a target is out of reach, with what is in reach
     """
@@ -160,8 +161,12 @@ class Steering:
         self.every = max(1, len(rates) // LOOKS)
         self._learning = max(sum(rates), 1e-30) / max([*rates, 1e-30])  # steps at the full rate that would learn as much
         self.pace = np.cumsum([0.0, *rates]) / max(sum(rates), 1e-30)
-        self.power = 1 + min(1, SHORT / max(len(rates), 1))
-        self.start = self.rate = self.group = self._group = max(FLOOR, (FULL / max(len(rates), 1)) ** MISSING)
+        steps = max(len(rates), 1)
+        self.power = {"size": 1 + min(1, SHORT / steps), "flops": 1.0, "slices": 1.0}
+        self.start = {"size": max(FLOOR, (FULL / steps) ** MISSING)} | dict.fromkeys(("flops", "slices"), max(FLOOR, FULL / steps))
+        self._group = self.start["flops"]
+        self.rate = self.start["size" if targets.size is not None else "flops"]
+        self.group = self.rate if targets.flops is None and targets.slices is None else self._group
         self.history: list[dict] = []
         self._before: dict[str, tuple[float, float]] = {}  # at the look before: logarithm of measure over aim, and progress
         self._gone = 1.0  # multiply-adds left by removal, of those of slices that are not zero
@@ -221,9 +226,9 @@ class Steering:
             return factor
         done = max(progress - then, 1e-9)
         left = max(1 - LEFT - progress, 0) / max(1 - LEFT - then, 1e-9)
-        share = min(1 / SOON, 1 - left**self.power)  # of the gap, to close in this look
+        share = min(1 / SOON, 1 - left ** self.power[name])  # of the gap, to close in this look
         change = GAIN / (self._learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
-        change = max(-DOWN, min(UP if factor >= self.start else BACK, change))
+        change = max(-DOWN, min(UP if factor >= self.start[name] else BACK, change))
         return min(max(factor * math.exp(change), FLOOR if value > FAR * target else SMALLEST), LARGEST)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
