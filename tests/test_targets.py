@@ -138,8 +138,9 @@ def test_slices_should_go_straight_and_start_in_proportion(small):
     steering = Steering(Targets(flops=0.5, size=5000), small, examples(), [1.0] * 400)
     assert (steering.rate, steering.group) == pytest.approx((5**1.5, 5))
     for n in range(61):
-        left = 1 - n / 97  # of the learning to be done on arrival
-        steering._measure = lambda left=left: Measured(0.99 * 5000 * np.exp(1.5 * left**2), 1.005 * 0.5 * np.exp(0.6 * left), 0.0)
+        size = 0.99 * 5000 * np.exp(1.5 * (1 - n / 97) ** 2)  # the square of the learning to be done on arrival
+        flops = 1.005 * 0.5 * np.exp(0.6 * (1 - n / 90))
+        steering._measure = lambda size=size, flops=flops: Measured(size, flops, 0.0)
         steering.look(4 * n)
     assert (steering.rate, steering.group) == pytest.approx((5**1.5, 5))
 

@@ -28,12 +28,14 @@ from .export import to_model
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
 LATE = 0.1  # share of all learning before which multipliers are left alone: latents have to shrink before one is rounded to zero
-# share of all learning that is left when the target should be reached. Until then the gap should fall as a power of what is left: 1,
-# and for sizes 2 in short trainings and towards 1 in long ones, those with many more steps than these. Early is bad: what is zero by then
+# share of all learning that is left when the target should be reached. Until then the gap should fall as a power of what is left: 1, and
+# for sizes 2 in short trainings and towards 1 in long ones, those with many more steps than these. Early is bad: what is zero by then
 # seldom comes back, and the network trains the longest with the least. For sizes in a short training late is worse: its last looks are
 # few steps and move little, and a multiplier that is large enough to catch up costs accuracy. Slices answer later than bytes, as all of
-# their latents have to become zero: a multiplier that hurries them takes too many at once
+# their latents have to become zero: a multiplier that hurries them takes too many at once. As they arrive at full speed, more should be
+# left in a short training: so many steps, and at most this share
 LEFT, SHORT = 0.03, 1000
+SLICES_LEFT, SLICES_LEFT_MOST = 200, 0.1
 SOON = 10  # looks in which what is left to go should fall to a third, when little learning is left
 # a size should end a little below what was asked, as a file for 40 kB should fit into them; a share of the multiply-adds a little
 # above, as the last looks tend to end below it
@@ -164,6 +166,8 @@ class Steering:
         steps = max(len(rates), 1)
         self.power = {"size": 1 + min(1, SHORT / steps), "flops": 1.0, "slices": 1.0}
         self.start = {"size": max(FLOOR, (FULL / steps) ** MISSING)} | dict.fromkeys(("flops", "slices"), max(FLOOR, FULL / steps))
+        slices_left = min(SLICES_LEFT_MOST, max(LEFT, SLICES_LEFT / steps))
+        self._arrival = {"size": 1 - LEFT, "flops": 1 - slices_left, "slices": 1 - slices_left}  # share of all learning
         self._group = self.start["flops"]
         self.rate = self.start["size" if targets.size is not None else "flops"]
         self.group = self.rate if targets.flops is None and targets.slices is None else self._group
@@ -225,7 +229,7 @@ class Steering:
         if progress < LATE:
             return factor
         done = max(progress - then, 1e-9)
-        left = max(1 - LEFT - progress, 0) / max(1 - LEFT - then, 1e-9)
+        left = max(self._arrival[name] - progress, 0) / max(self._arrival[name] - then, 1e-9)
         share = min(1 / SOON, 1 - left ** self.power[name])  # of the gap, to close in this look
         change = GAIN / (self._learning * done) * (gap - before + share * before) * (STICKY if gap < 0 else 1.0)
         change = max(-DOWN, min(UP if factor >= self.start[name] else BACK, change))
