@@ -216,6 +216,65 @@ def test_wrong_rates_are_refused_with_a_reason(name):
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
 
 
+def saves(w, basis, factor=0.5, log=np.log2, turned=True, centred=False, inside=False):
+    """Right as it is; every option makes a usual mistake."""
+    squares = [np.var(x, 0) if centred else (x**2).mean(0) for x in (w, w @ (basis.T if turned else basis))]
+    before, after = (log(s.mean()) if inside else log(s).mean() for s in squares)
+    return factor * (before - after)
+
+
+def saves_by_loop(w, basis):
+    bits = 0.0
+    for j in range(w.shape[1]):
+        turned = sum(basis[j, i] * w[:, i] for i in range(w.shape[1]))
+        bits += math.log2(math.sqrt((w[:, j] ** 2).sum()) / math.sqrt((turned**2).sum()))
+    return bits / w.shape[1]
+
+
+def saves_with(**options):
+    return lambda w, basis: saves(w, basis, **options)
+
+
+def in_place_turn(w, basis):
+    got = saves(w, basis)
+    w[:] = w @ basis.T
+    return got
+
+
+SAVES_WRONG = {
+    "nats": (saves_with(log=np.log), "nats"),
+    "no half": (saves_with(factor=1), "twice too much"),
+    "decibels": (saves_with(factor=10, log=np.log10), "decibels"),
+    "a whole kernel": (lambda w, b: w.shape[1] * saves(w, b), "whole kernel"),
+    "sign": (saves_with(factor=-0.5), "sign"),
+    "turned back": (saves_with(turned=False), "other way"),
+    "the mean first": (saves_with(inside=True), "does not change the sum"),
+    "around the mean": (saves_with(centred=True), "around the mean"),
+    "nothing": (lambda w, b: 0.0, "should be"),
+    "in place": (in_place_turn, "changed"),
+    "each place": (lambda w, b: np.log2((w**2).mean(0)), "one number"),
+    "no return": (lambda w, b: None, "return"),
+    "not attempted": (not_attempted, "not attempted"),
+}
+
+
+@pytest.mark.parametrize("right", [saves, saves_by_loop])
+def test_right_savings_are_accepted(right):
+    for _ in range(3):
+        verdict = cifar.rotation_saves(right)
+        assert verdict, verdict
+
+
+@pytest.mark.parametrize("name", SAVES_WRONG)
+def test_wrong_savings_are_refused_with_a_reason(name):
+    wrong, reason = SAVES_WRONG[name]
+    verdict = cifar.rotation_saves(wrong)
+    assert not verdict and reason in verdict.message, verdict
+
+
+# -- exercise 4 -------------------------------------------------------------------------------------------------------
+
+
 def claim(compressed, plain, at_least, at_most, size="file_bytes", score="file_accuracy", floats="float_bytes", pair=True, points=100,
           ddof=1, root=True, of_mean=True, limits="both", strict=False, bits=1, swap=False, relative=False):  # fmt: skip
     """Right as it is; every option makes a usual mistake."""

@@ -1,4 +1,5 @@
-"""Checkers for notebook 09, CIFAR-10: images moved in one step, rates of latents under SGD, claims that recorded runs support."""
+"""Checkers for notebook 09, CIFAR-10: images moved in one step, rates of latents under SGD, bits that a rotation of kernels
+saves, claims that recorded runs support."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..latent import DCT_BITS, dct_integers
 from . import Verdict, Wrong, judge, number, row
 
 # -- exercise 1 -------------------------------------------------------------------------------------------------------
@@ -215,6 +217,68 @@ def _check_decay(call: str, got: NDArray, psi: NDArray, decay: float) -> None:
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
 
+
+def _kernels(rng: np.random.Generator) -> list[tuple[str, NDArray, NDArray]]:
+    """Name, kernels (S, d) and an orthonormal basis (d, d), one coordinate a row."""
+    cosine = dct_integers((3, 3)) / 2.0**DCT_BITS
+    wide = dct_integers((5, 5)) / 2.0**DCT_BITS
+    sizes = 10.0 ** rng.uniform(-1.5, 0, 9)
+    out = [
+        ("smooth kernels", (rng.normal(size=(400, 9)) * np.array([3, 2, 1, 2, 1, 0.5, 1, 0.5, 0.2])) @ cosine, cosine),
+        ("smooth kernels of 5 x 5, not centred", (rng.normal(size=(300, 25)) / np.arange(1, 26) + 0.3) @ wide, wide),
+        ("kernels whose positions differ in size", rng.normal(size=(500, 9)) * sizes, cosine),
+        ("kernels left as they are", rng.normal(size=(50, 9)) * sizes, np.eye(9)),
+    ]
+    for d in (2, 4, 9):
+        basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+        out.append((f"kernels of {d} numbers", rng.normal(size=(200, d)) @ rng.normal(size=(d, d)), basis))
+    w = rng.normal(size=(300, 9)) @ rng.normal(size=(9, 9))
+    return [*out, ("kernels in the basis of their own covariance", w, np.linalg.eigh(w.T @ w)[1].T)]
+
+
+def rotation_saves(answer: Callable[[NDArray, NDArray], float]) -> Verdict:
+    """Exercise 3: ``answer(w, basis)`` is how many bits a weight it saves to code kernels w (S, d) as ``w @ basis.T``."""
+
+    def check() -> str:
+        cases = _kernels(np.random.default_rng())
+        for name, w, basis in cases:
+            call = f"rotation_saves of {len(w)} {name}"
+            given = w.copy(), basis.copy()
+            got = number(answer(*given), call)
+            if not (np.array_equal(given[0], w) and np.array_equal(given[1], basis)):
+                raise Wrong(f"{call} changed what it was given: work on a copy")
+            before, after = (w**2).mean(0), ((w @ basis.T) ** 2).mean(0)
+            want = float(np.log2(before).mean() - np.log2(after).mean()) / 2
+            if math.isclose(got, want, rel_tol=1e-6, abs_tol=1e-9):
+                continue
+            raise Wrong(f"{call}: {got:.5g} bits a weight, and should be {want:.5g}{_suspect(got, want, w, basis)}")
+        return f"{len(cases)} sets of kernels, smooth and not, in bases good and bad"
+
+    return judge(check)
+
+
+def _suspect(got: float, want: float, w: NDArray, basis: NDArray) -> str:
+    d, before, after = w.shape[1], (w**2).mean(0), ((w @ basis.T) ** 2).mean(0)
+    other = ((w @ basis) ** 2).mean(0)
+    suspects = {
+        "those are nats, and bits are asked for": want * math.log(2),
+        "that is twice too much: a standard deviation half as large saves one bit, and a variance is its square": 2 * want,
+        "those are decibels; 6.02 of them are a bit": 20 * math.log10(2) * want,
+        "that is for a whole kernel, and the bits of one weight are asked for": d * want,
+        "the sign is the wrong way round: fewer bits after the rotation are a saving": -want,
+        "that turns the other way: the coordinates of a kernel are its products with the rows of the basis":
+            float(np.log2(before).mean() - np.log2(other).mean()) / 2,
+        "a rotation does not change the sum of the variances; take each coordinate's logarithm first, then the mean":
+            float(np.log2(before.mean()) - np.log2(after.mean())) / 2,
+        "that takes the variance around the mean; latents have no shift, so a mean costs bits as well: take the mean square":
+            float(np.log2(w.var(0)).mean() - np.log2((w @ basis.T).var(0)).mean()) / 2,
+    }  # fmt: skip
+    named = next((text for text, value in suspects.items() if math.isclose(got, value, rel_tol=1e-5, abs_tol=1e-12)), "")
+    return f": {named}" if named else ""
+
+
+# -- exercise 4 -------------------------------------------------------------------------------------------------------
+
 Rows = Sequence[dict]
 KEYS = ("ratio", "drop", "error", "each", "mean")
 
@@ -304,7 +368,7 @@ def _made(sizes: Sequence[int], kept: Sequence[float], full: float = 0.90625, fl
 
 
 def claim(answer: Callable[[Rows, Rows, float, float], dict]) -> Verdict:
-    """Exercise 3: ``answer(compressed, plain, at_least, at_most)`` says what the rows of a report support."""
+    """Exercise 4: ``answer(compressed, plain, at_least, at_most)`` says what the rows of a report support."""
 
     def check() -> str:
         rng = np.random.default_rng()

@@ -218,8 +218,9 @@ class Compressor:
 
         A step of lr along the gradient of w = z psi is one of lr / psi**2 along that of z. So each group's latents have their
         rate divided by the mean square of its decoder, and weight decay multiplied by it: where decoders are scalars, as after
-        ``init="from_weights"``, the decoded weights take the very steps that the plain network's would, and the multipliers of the
-        penalties are prices in units of the task's loss, however long the training.
+        ``init="from_weights"``, or "dct" ones that start there, a scalar times the orthonormal cosine basis, the decoded weights
+        take the very steps that the plain network's would, and the multipliers of the penalties are prices in units of the task's
+        loss, however long the training.
         """
         rows = []
         for g in self.groups:

@@ -44,7 +44,8 @@ class Recipe:
     init               how latents start: "random", or "from_weights" for a model that is trained already
     levels             for "from_weights": quantisation steps in a standard deviation of the weights
     decoder            kind of all kernels' decoders: "full", "diagonal", "scalar" or "dct"; "" for what `reparameterize` chooses. A
-                       trained full one of 5x5 kernels takes some 600 bytes of the file
+                       trained full one of 5x5 kernels takes some 600 bytes of the file. Kernels of deep networks become smooth
+                       when they are trained for long: as cosines most of such a kernel is in a few latents, and the others are zero
     quantiser          what the network computes with: "straight" (rounded latents, gradients pass; the best at equal size, see
                        benchmarks/quantisers.py), "noise" (latents with uniform noise) or "soft" (rounded ever more sharply); the
                        last two for the first `hard` of the steps with latents
@@ -128,11 +129,11 @@ def _pixels(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 SGD = {"optimizer": "sgd", "init": "from_weights", "levels": 2.0, "channels_last": 1}
 CIFAR = SGD | {
     "batch": 128, "lr": 0.2, "plain_lr": 0.2, "weight_decay": 5e-4, "warmup": 0.15, "lam_rate": 0.3, "lam_group": 0.3, "shift": 4,
-    "flip": 1, "side_bits": 10, "threads": 2,
+    "flip": 1, "decoder": "dct", "side_bits": 10, "threads": 2,
 }
 IMAGENET = SGD | {
     "epochs": 90, "batch": 256, "lr": 0.1, "plain_lr": 0.1, "weight_decay": 1e-4, "warmup": 0.06, "lam_rate": 0.3, "lam_group": 0.3,
-    "side_bits": 10, "workers": 8, "threads": 2,
+    "decoder": "dct", "side_bits": 10, "workers": 8, "threads": 2,
 }
 RECIPES = {r.name: r for r in (
     Recipe("digits", models.digits_resnet, data.digits, epochs=60, batch=128, lr=0.03, lam_rate=1.7, lam_group=1.7, shift=1),
