@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+from verdicts import accepted, refused
 
 from lilnetx_mini.checks import bits
 from lilnetx_mini.density import sigmoid, softplus
@@ -58,17 +58,8 @@ ENTROPY_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [entropy_masked, entropy_loop, entropy_expanded, entropy_where])
-def test_right_entropies_are_accepted(right):
-    verdict = bits.bits_per_value(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", ENTROPY_WRONG)
-def test_wrong_entropies_are_refused_with_a_reason(name):
-    wrong, reason = ENTROPY_WRONG[name]
-    verdict = bits.bits_per_value(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_entropies_are_accepted = accepted(bits.bits_per_value, [entropy_masked, entropy_loop, entropy_expanded, entropy_where])
+test_wrong_entropies_are_refused_with_a_reason = refused(bits.bits_per_value, ENTROPY_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -111,17 +102,8 @@ CROSS_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [cross_masked, cross_loop, cross_as_average])
-def test_right_cross_entropies_are_accepted(right):
-    verdict = bits.wrong_table(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CROSS_WRONG)
-def test_wrong_cross_entropies_are_refused_with_a_reason(name):
-    wrong, reason = CROSS_WRONG[name]
-    verdict = bits.wrong_table(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_cross_entropies_are_accepted = accepted(bits.wrong_table, [cross_masked, cross_loop, cross_as_average])
+test_wrong_cross_entropies_are_refused_with_a_reason = refused(bits.wrong_table, CROSS_WRONG)
 
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
@@ -173,17 +155,8 @@ TABLE_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [table_by_edges, table_by_ends, table_by_list])
-def test_right_tables_are_accepted(right):
-    verdict = bits.table_from_cdf(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", TABLE_WRONG)
-def test_wrong_tables_are_refused_with_a_reason(name):
-    wrong, reason = TABLE_WRONG[name]
-    verdict = bits.table_from_cdf(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_tables_are_accepted = accepted(bits.table_from_cdf, [table_by_edges, table_by_ends, table_by_list])
+test_wrong_tables_are_refused_with_a_reason = refused(bits.table_from_cdf, TABLE_WRONG)
 
 
 # -- exercise 4 -------------------------------------------------------------------------------------------------------
@@ -255,14 +228,5 @@ LOG_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [mirrored, mirrored_expm1, as_product, by_torch])
-def test_right_log_probabilities_are_accepted(right):
-    verdict = bits.log_probability(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", LOG_WRONG)
-def test_wrong_log_probabilities_are_refused_with_a_reason(name):
-    wrong, reason = LOG_WRONG[name]
-    verdict = bits.log_probability(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_log_probabilities_are_accepted = accepted(bits.log_probability, [mirrored, mirrored_expm1, as_product, by_torch])
+test_wrong_log_probabilities_are_refused_with_a_reason = refused(bits.log_probability, LOG_WRONG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
+from verdicts import accepted, refused
 
 from lilnetx_mini import prior
 from lilnetx_mini.checks import blocks
@@ -111,18 +111,8 @@ NORMS_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [norms_masked, norms_loop, norms_torch, norms_package])
-@pytest.mark.parametrize("again", range(3))
-def test_right_norms_are_accepted(right, again):
-    verdict = blocks.norm_and_gradient(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", NORMS_WRONG)
-def test_wrong_norms_are_refused_with_a_reason(name):
-    wrong, reason = NORMS_WRONG[name]
-    verdict = blocks.norm_and_gradient(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_norms_are_accepted = accepted(blocks.norm_and_gradient, [norms_masked, norms_loop, norms_torch, norms_package], times=3)
+test_wrong_norms_are_refused_with_a_reason = refused(blocks.norm_and_gradient, NORMS_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -181,18 +171,8 @@ PROXIMAL_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [step_by_factor, step_by_direction, step_by_ball])
-@pytest.mark.parametrize("again", range(3))
-def test_right_proximal_steps_are_accepted(right, again):
-    verdict = blocks.proximal_step(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", PROXIMAL_WRONG)
-def test_wrong_proximal_steps_are_refused_with_a_reason(name):
-    wrong, reason = PROXIMAL_WRONG[name]
-    verdict = blocks.proximal_step(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_proximal_steps_are_accepted = accepted(blocks.proximal_step, [step_by_factor, step_by_direction, step_by_ball], times=3)
+test_wrong_proximal_steps_are_refused_with_a_reason = refused(blocks.proximal_step, PROXIMAL_WRONG)
 
 
 def test_no_place_of_a_fine_grid_is_better_than_the_proximal_step():
@@ -301,15 +281,5 @@ CHANNELS_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [kept_by_rounds, kept_by_products, kept_by_cutting])
-@pytest.mark.parametrize("again", range(3))
-def test_right_channels_are_accepted(right, again):
-    verdict = blocks.kept_channels(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CHANNELS_WRONG)
-def test_wrong_channels_are_refused_with_a_reason(name):
-    wrong, reason = CHANNELS_WRONG[name]
-    verdict = blocks.kept_channels(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_channels_are_accepted = accepted(blocks.kept_channels, [kept_by_rounds, kept_by_products, kept_by_cutting], times=3)
+test_wrong_channels_are_refused_with_a_reason = refused(blocks.kept_channels, CHANNELS_WRONG)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
+from verdicts import accepted, refused
 
 from lilnetx_mini.checks import cifar
 from lilnetx_mini.nn.data import shifted
@@ -137,18 +137,8 @@ CROP_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [gathered, windows, one_by_one, taken_along, packaged])
-def test_right_crops_are_accepted(right):
-    for _ in range(3):  # inputs are random
-        verdict = cifar.random_crop(right)
-        assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CROP_WRONG)
-def test_wrong_crops_are_refused_with_a_reason(name):
-    wrong, reason = CROP_WRONG[name]
-    verdict = cifar.random_crop(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_crops_are_accepted = accepted(cifar.random_crop, [gathered, windows, one_by_one, taken_along, packaged], times=3)
+test_wrong_crops_are_refused_with_a_reason = refused(cifar.random_crop, CROP_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -200,17 +190,8 @@ RATES_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [rates, rates_by_list, rates_by_loop])
-def test_right_rates_are_accepted(right):
-    verdict = cifar.latent_rates(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", RATES_WRONG)
-def test_wrong_rates_are_refused_with_a_reason(name):
-    wrong, reason = RATES_WRONG[name]
-    verdict = cifar.latent_rates(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_rates_are_accepted = accepted(cifar.latent_rates, [rates, rates_by_list, rates_by_loop])
+test_wrong_rates_are_refused_with_a_reason = refused(cifar.latent_rates, RATES_WRONG)
 
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
@@ -258,18 +239,8 @@ SAVES_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [saves, saves_by_loop])
-def test_right_savings_are_accepted(right):
-    for _ in range(3):
-        verdict = cifar.rotation_saves(right)
-        assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", SAVES_WRONG)
-def test_wrong_savings_are_refused_with_a_reason(name):
-    wrong, reason = SAVES_WRONG[name]
-    verdict = cifar.rotation_saves(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_savings_are_accepted = accepted(cifar.rotation_saves, [saves, saves_by_loop], times=3)
+test_wrong_savings_are_refused_with_a_reason = refused(cifar.rotation_saves, SAVES_WRONG)
 
 
 # -- exercise 4 -------------------------------------------------------------------------------------------------------
@@ -367,15 +338,5 @@ CLAIM_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [claim, claim_by_loop])
-def test_right_claims_are_accepted(right):
-    for _ in range(3):
-        verdict = cifar.claim(right)
-        assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CLAIM_WRONG)
-def test_wrong_claims_are_refused_with_a_reason(name):
-    wrong, reason = CLAIM_WRONG[name]
-    verdict = cifar.claim(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_claims_are_accepted = accepted(cifar.claim, [claim, claim_by_loop], times=3)
+test_wrong_claims_are_refused_with_a_reason = refused(cifar.claim, CLAIM_WRONG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from verdicts import accepted, refused
 
 from lilnetx_mini.checks import coding
 from lilnetx_mini.frequency import TOTAL, quantise_pmf
@@ -57,17 +58,8 @@ SLOTS_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [slots_repeat, slots_loop, slots_search])
-def test_right_slot_tables_are_accepted(right):
-    verdict = coding.slots(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", SLOTS_WRONG)
-def test_wrong_slot_tables_are_refused_with_a_reason(name):
-    wrong, reason = SLOTS_WRONG[name]
-    verdict = coding.slots(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_slot_tables_are_accepted = accepted(coding.slots, [slots_repeat, slots_loop, slots_search])
+test_wrong_slot_tables_are_refused_with_a_reason = refused(coding.slots, SLOTS_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -242,17 +234,8 @@ COUNTS_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [counts_from_ones, counts_by_moves, coding._best_counts])
-def test_right_counts_are_accepted(right):
-    verdict = coding.best_counts(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", COUNTS_WRONG)
-def test_wrong_counts_are_refused_with_a_reason(name):
-    wrong, reason = COUNTS_WRONG[name]
-    verdict = coding.best_counts(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_counts_are_accepted = accepted(coding.best_counts, [counts_from_ones, counts_by_moves, coding._best_counts])
+test_wrong_counts_are_refused_with_a_reason = refused(coding.best_counts, COUNTS_WRONG)
 
 
 def test_the_checkers_optimum_costs_what_the_packages_does():
@@ -373,14 +356,5 @@ DECODE_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [decode_by, decode_with_numpy, decode_ending_in("state", "words")])
-def test_right_decoders_are_accepted(right):
-    verdict = coding.decode_stream(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", DECODE_WRONG)
-def test_wrong_decoders_are_refused_with_a_reason(name):
-    wrong, reason = DECODE_WRONG[name]
-    verdict = coding.decode_stream(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_decoders_are_accepted = accepted(coding.decode_stream, [decode_by, decode_with_numpy, decode_ending_in("state", "words")])
+test_wrong_decoders_are_refused_with_a_reason = refused(coding.decode_stream, DECODE_WRONG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from verdicts import accepted, refused
 
 from lilnetx_mini.checks import complete
 
@@ -98,17 +99,8 @@ PENALTY_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [penalty_by_sums, penalty_by_loops, penalty_by_weights])
-def test_right_penalties_are_accepted(right):
-    verdict = complete.penalty(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", PENALTY_WRONG)
-def test_wrong_penalties_are_refused_with_a_reason(name):
-    wrong, reason = PENALTY_WRONG[name]
-    verdict = complete.penalty(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_penalties_are_accepted = accepted(complete.penalty, [penalty_by_sums, penalty_by_loops, penalty_by_weights])
+test_wrong_penalties_are_refused_with_a_reason = refused(complete.penalty, PENALTY_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -153,18 +145,10 @@ CONTROL_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [as_in_the_package, gentler, only_the_integral_hurries])
-@pytest.mark.parametrize("again", range(3))
-def test_right_controllers_are_accepted_whatever_is_drawn(right, again):
-    verdict = complete.controller(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CONTROL_WRONG)
-def test_wrong_controllers_are_refused_with_a_reason(name):
-    wrong, reason = CONTROL_WRONG[name]
-    verdict = complete.controller(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_controllers_are_accepted_whatever_is_drawn = accepted(
+    complete.controller, [as_in_the_package, gentler, only_the_integral_hurries], times=3
+)
+test_wrong_controllers_are_refused_with_a_reason = refused(complete.controller, CONTROL_WRONG)
 
 
 def test_the_path_starts_at_the_first_size_and_ends_near_what_was_asked():
@@ -274,14 +258,5 @@ FRONT_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [by_broadcasting, by_loops, by_sorting])
-def test_right_fronts_are_accepted(right):
-    verdict = complete.unbeaten(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", FRONT_WRONG)
-def test_wrong_fronts_are_refused_with_a_reason(name):
-    wrong, reason = FRONT_WRONG[name]
-    verdict = complete.unbeaten(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_fronts_are_accepted = accepted(complete.unbeaten, [by_broadcasting, by_loops, by_sorting])
+test_wrong_fronts_are_refused_with_a_reason = refused(complete.unbeaten, FRONT_WRONG)

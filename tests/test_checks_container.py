@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from verdicts import accepted, refused
 
 from lilnetx_mini import LnxError, fields, latent, lnx
 from lilnetx_mini.checks import container
@@ -123,17 +124,8 @@ VARINT_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [varint, varint_by_canon, varint_by_try])
-def test_right_varint_readers_are_accepted(right):
-    verdict = container.read_varint(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", VARINT_WRONG)
-def test_wrong_varint_readers_are_refused_with_a_reason(name):
-    wrong, reason = VARINT_WRONG[name]
-    verdict = container.read_varint(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_varint_readers_are_accepted = accepted(container.read_varint, [varint, varint_by_canon, varint_by_try])
+test_wrong_varint_readers_are_refused_with_a_reason = refused(container.read_varint, VARINT_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -203,17 +195,8 @@ def _signed(x, bits):
     return np.rint(x / 2.0**e).astype(int), e
 
 
-@pytest.mark.parametrize("right", [quantise, quantise_by_frexp, latent.quantise])
-def test_right_quantisers_are_accepted(right):
-    verdict = container.quantise(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", QUANTISE_WRONG)
-def test_wrong_quantisers_are_refused_with_a_reason(name):
-    wrong, reason = QUANTISE_WRONG[name]
-    verdict = container.quantise(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_quantisers_are_accepted = accepted(container.quantise, [quantise, quantise_by_frexp, latent.quantise])
+test_wrong_quantisers_are_refused_with_a_reason = refused(container.quantise, QUANTISE_WRONG)
 
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
@@ -323,17 +306,8 @@ BOX_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [box, box_by_walking])
-def test_right_box_readers_are_accepted(right):
-    verdict = container.read_box(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", BOX_WRONG)
-def test_wrong_box_readers_are_refused_with_a_reason(name):
-    wrong, reason = BOX_WRONG[name]
-    verdict = container.read_box(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_box_readers_are_accepted = accepted(container.read_box, [box, box_by_walking])
+test_wrong_box_readers_are_refused_with_a_reason = refused(container.read_box, BOX_WRONG)
 
 
 # -- exercise 4 -------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 import torch
+from verdicts import accepted, refused
 
 from lilnetx_mini.checks import imagenet
 from lilnetx_mini.image_files import _any_part
@@ -122,17 +122,8 @@ BOX_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [box_package, make(), box_array])
-def test_right_boxes_are_accepted(right):
-    verdict = imagenet.crop_box(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", BOX_WRONG)
-def test_wrong_boxes_are_refused_with_a_reason(name):
-    wrong, reason = BOX_WRONG[name]
-    verdict = imagenet.crop_box(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_boxes_are_accepted = accepted(imagenet.crop_box, [box_package, make(), box_array])
+test_wrong_boxes_are_refused_with_a_reason = refused(imagenet.crop_box, BOX_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -208,17 +199,8 @@ STEPS_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [steps_package, steps_array_split, steps_strided])
-def test_right_steps_are_accepted(right):
-    verdict = imagenet.my_steps(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", STEPS_WRONG)
-def test_wrong_steps_are_refused_with_a_reason(name):
-    wrong, reason = STEPS_WRONG[name]
-    verdict = imagenet.my_steps(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_steps_are_accepted = accepted(imagenet.my_steps, [steps_package, steps_array_split, steps_strided])
+test_wrong_steps_are_refused_with_a_reason = refused(imagenet.my_steps, STEPS_WRONG)
 
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
@@ -245,17 +227,8 @@ RING_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [ring, ring_by_steps])
-def test_right_ring_times_are_accepted(right):
-    verdict = imagenet.ring_seconds(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", RING_WRONG)
-def test_wrong_ring_times_are_refused_with_a_reason(name):
-    wrong, reason = RING_WRONG[name]
-    verdict = imagenet.ring_seconds(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_ring_times_are_accepted = accepted(imagenet.ring_seconds, [ring, ring_by_steps])
+test_wrong_ring_times_are_refused_with_a_reason = refused(imagenet.ring_seconds, RING_WRONG)
 
 
 # -- exercise 4 -------------------------------------------------------------------------------------------------------
@@ -303,14 +276,5 @@ MOST_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [most_closed, most_loop])
-def test_right_numbers_of_processes_are_accepted(right):
-    verdict = imagenet.most_processes(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", MOST_WRONG)
-def test_wrong_numbers_of_processes_are_refused_with_a_reason(name):
-    wrong, reason = MOST_WRONG[name]
-    verdict = imagenet.most_processes(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_numbers_of_processes_are_accepted = accepted(imagenet.most_processes, [most_closed, most_loop])
+test_wrong_numbers_of_processes_are_refused_with_a_reason = refused(imagenet.most_processes, MOST_WRONG)

@@ -6,7 +6,7 @@ import heapq
 from itertools import count as counter
 
 import numpy as np
-import pytest
+from verdicts import accepted, refused
 
 from lilnetx_mini.checks import size
 
@@ -127,17 +127,8 @@ def shannon_exact(counts):
     return np.where(counts > 0, -np.log2(np.where(counts > 0, p, 1)), 0)
 
 
-@pytest.mark.parametrize("right", [by_members, by_parents, as_floats, size.code_lengths])
-def test_right_code_lengths_are_accepted(right):
-    verdict = size.huffman_lengths(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", LENGTHS_WRONG)
-def test_wrong_code_lengths_are_refused_with_a_reason(name):
-    wrong, reason = LENGTHS_WRONG[name]
-    verdict = size.huffman_lengths(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_code_lengths_are_accepted = accepted(size.huffman_lengths, [by_members, by_parents, as_floats, size.code_lengths])
+test_wrong_code_lengths_are_refused_with_a_reason = refused(size.huffman_lengths, LENGTHS_WRONG)
 
 
 def test_the_checkers_own_code_is_as_short_as_one_from_a_heap_and_within_a_bit_of_the_entropy():
@@ -194,17 +185,8 @@ VALUE_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [chosen, chosen_by_loop, chosen_as_numpy])
-def test_right_choices_are_accepted(right):
-    verdict = size.best_value(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", VALUE_WRONG)
-def test_wrong_choices_are_refused_with_a_reason(name):
-    wrong, reason = VALUE_WRONG[name]
-    verdict = size.best_value(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_choices_are_accepted = accepted(size.best_value, [chosen, chosen_by_loop, chosen_as_numpy])
+test_wrong_choices_are_refused_with_a_reason = refused(size.best_value, VALUE_WRONG)
 
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
@@ -261,14 +243,5 @@ CONVERT_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [by_factor, by_numpy])
-def test_right_conversions_are_accepted(right):
-    verdict = size.to_ours(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CONVERT_WRONG)
-def test_wrong_conversions_are_refused_with_a_reason(name):
-    wrong, reason = CONVERT_WRONG[name]
-    verdict = size.to_ours(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_conversions_are_accepted = accepted(size.to_ours, [by_factor, by_numpy])
+test_wrong_conversions_are_refused_with_a_reason = refused(size.to_ours, CONVERT_WRONG)

@@ -3,8 +3,8 @@
 import itertools
 
 import numpy as np
-import pytest
 from scipy.signal import correlate2d
+from verdicts import accepted, refused
 
 from lilnetx_mini import conv
 from lilnetx_mini.checks import speed
@@ -57,17 +57,8 @@ OFFSETS_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [offsets_loop, offsets_lists, offsets_grid])
-def test_right_offsets_are_accepted(right):
-    verdict = speed.tap_offsets(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", OFFSETS_WRONG)
-def test_wrong_offsets_are_refused_with_a_reason(name):
-    wrong, reason = OFFSETS_WRONG[name]
-    verdict = speed.tap_offsets(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_offsets_are_accepted = accepted(speed.tap_offsets, [offsets_loop, offsets_lists, offsets_grid])
+test_wrong_offsets_are_refused_with_a_reason = refused(speed.tap_offsets, OFFSETS_WRONG)
 
 
 # -- exercise 2 -------------------------------------------------------------------------------------------------------
@@ -175,17 +166,8 @@ LISTS_WRONG = {
 }
 
 
-@pytest.mark.parametrize("right", [lists_loop, lists_numpy, lists_backwards])
-def test_right_lists_are_accepted(right):
-    verdict = speed.make_lists(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", LISTS_WRONG)
-def test_wrong_lists_are_refused_with_a_reason(name):
-    wrong, reason = LISTS_WRONG[name]
-    verdict = speed.make_lists(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_lists_are_accepted = accepted(speed.make_lists, [lists_loop, lists_numpy, lists_backwards])
+test_wrong_lists_are_refused_with_a_reason = refused(speed.make_lists, LISTS_WRONG)
 
 
 # -- exercise 3 -------------------------------------------------------------------------------------------------------
@@ -272,17 +254,8 @@ CONV_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [conv_loop, conv_gather, conv_by_blocks, switched_conv()])
-def test_right_convolutions_are_accepted(right):
-    verdict = speed.sparse_conv(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", CONV_WRONG)
-def test_wrong_convolutions_are_refused_with_a_reason(name):
-    wrong, reason = CONV_WRONG[name]
-    verdict = speed.sparse_conv(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_convolutions_are_accepted = accepted(speed.sparse_conv, [conv_loop, conv_gather, conv_by_blocks, switched_conv()])
+test_wrong_convolutions_are_refused_with_a_reason = refused(speed.sparse_conv, CONV_WRONG)
 
 
 def test_the_three_answers_together_are_a_convolution():
@@ -457,15 +430,5 @@ FOLD_WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("right", [fold, fold_by_loops])
-@pytest.mark.parametrize("again", range(5))
-def test_right_folding_is_accepted(right, again):
-    verdict = speed.fold_constants(right)
-    assert verdict, verdict
-
-
-@pytest.mark.parametrize("name", FOLD_WRONG)
-def test_wrong_folding_is_refused_with_a_reason(name):
-    wrong, reason = FOLD_WRONG[name]
-    verdict = speed.fold_constants(wrong)
-    assert not verdict and reason in verdict.message, verdict
+test_right_folding_is_accepted = accepted(speed.fold_constants, [fold, fold_by_loops], times=5)
+test_wrong_folding_is_refused_with_a_reason = refused(speed.fold_constants, FOLD_WRONG)

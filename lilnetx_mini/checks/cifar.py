@@ -247,8 +247,7 @@ def rotation_saves(answer: Callable[[NDArray, NDArray], float]) -> Verdict:
             got = number(answer(*given), call)
             if not (np.array_equal(given[0], w) and np.array_equal(given[1], basis)):
                 raise Wrong(f"{call} changed what it was given: work on a copy")
-            before, after = (w**2).mean(0), ((w @ basis.T) ** 2).mean(0)
-            want = float(np.log2(before).mean() - np.log2(after).mean()) / 2
+            want = _saving((w**2).mean(0), ((w @ basis.T) ** 2).mean(0))
             if math.isclose(got, want, rel_tol=1e-6, abs_tol=1e-9):
                 continue
             raise Wrong(f"{call}: {got:.5g} bits a weight, and should be {want:.5g}{_suspect(got, want, w, basis)}")
@@ -257,9 +256,13 @@ def rotation_saves(answer: Callable[[NDArray, NDArray], float]) -> Verdict:
     return judge(check)
 
 
+def _saving(before: NDArray, after: NDArray) -> float:
+    """Bits a weight, from the (d,) variances of its coordinates before and after a rotation."""
+    return float(np.log2(before).mean() - np.log2(after).mean()) / 2
+
+
 def _suspect(got: float, want: float, w: NDArray, basis: NDArray) -> str:
-    d, before, after = w.shape[1], (w**2).mean(0), ((w @ basis.T) ** 2).mean(0)
-    other = ((w @ basis) ** 2).mean(0)
+    d, turned, back = w.shape[1], w @ basis.T, w @ basis
     suspects = {
         "those are nats, and bits are asked for": want * math.log(2),
         "that is twice too much: a standard deviation half as large saves one bit, and a variance is its square": 2 * want,
@@ -267,11 +270,11 @@ def _suspect(got: float, want: float, w: NDArray, basis: NDArray) -> str:
         "that is for a whole kernel, and the bits of one weight are asked for": d * want,
         "the sign is the wrong way round: fewer bits after the rotation are a saving": -want,
         "that turns the other way: the coordinates of a kernel are its products with the rows of the basis":
-            float(np.log2(before).mean() - np.log2(other).mean()) / 2,
+            _saving((w**2).mean(0), (back**2).mean(0)),
         "a rotation does not change the sum of the variances; take each coordinate's logarithm first, then the mean":
-            float(np.log2(before.mean()) - np.log2(after.mean())) / 2,
+            _saving((w**2).mean(), (turned**2).mean()),
         "that takes the variance around the mean; latents have no shift, so a mean costs bits as well: take the mean square":
-            float(np.log2(w.var(0)).mean() - np.log2((w @ basis.T).var(0)).mean()) / 2,
+            _saving(w.var(0), turned.var(0)),
     }  # fmt: skip
     named = next((text for text, value in suspects.items() if math.isclose(got, value, rel_tol=1e-5, abs_tol=1e-12)), "")
     return f": {named}" if named else ""
