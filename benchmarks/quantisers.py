@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from targets import CASES, arguments, at_sizes, record, train_all
+from targets import CASES, arguments, at_equal, record, train_all
 
 TARGETS = Path(__file__).parent.parent / "results/targets.json"
 
@@ -39,7 +39,7 @@ def main() -> None:
         todo = {(k, s): (name, asked | more, s, str(a.out / name / k / f"seed{s}")) for k, more in KINDS.items() for s in a.seeds}
         results = train_all(todo, a.jobs)
         rows = {kind: [results[kind, s] for s in a.seeds] for kind in KINDS}
-        beside = {kind: at_sizes(fixed, each) for kind, each in rows.items()}
+        beside = {kind: at_equal("size", fixed, each) for kind, each in rows.items()}
         print(f"{name}, asked for {size:,} bytes, seeds {', '.join(map(str, a.seeds))}; mean accuracies")
         for kind, each in rows.items():
             shown = ", ".join(f"{r['accuracy']:.2%} ({r['size']:,.0f} B)" for r in each)

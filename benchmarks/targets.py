@@ -3,9 +3,9 @@
     python benchmarks/targets.py [digits mnist_lenet5 cifar10_resnet20] [--seeds 0,1,2] [--out runs/targets] [--json results/targets.json]
 
 For each recipe, with the settings below: trainings with a target size and with a target of multiply-adds, and trainings with five
-fixed multipliers around the recipe's. `error` is (got - asked) / asked. The accuracy of a target size is compared with the best of
-the five multipliers at that size: the line through the points of fixed multipliers, sizes on a logarithmic scale, read at the size
-that was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. Trainings
+fixed multipliers around the recipe's. `error` is (got - asked) / asked. The accuracy of a target is compared with the best of the
+five multipliers at that size, or at that share of the multiply-adds: the line through the points of fixed multipliers, the measure on
+a logarithmic scale, read at what was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. Trainings
 resume, and those that are done are not repeated; neither are those with fixed multipliers that the JSON file holds already, as no
 target changes them.
 """
@@ -76,23 +76,22 @@ def summary(name: str, results: dict[tuple, dict]) -> dict:
         "error": {
             kind: [r[kind] / asked - 1 for r in got[kind]] for kind, asked in (("size", size), ("flops", flops))
         },
-        "accuracy": [r["accuracy"] for r in got["size"]],
-        "fixed_accuracy": at_sizes(fixed, got["size"]),
+        "fixed_accuracy": {kind: at_equal(kind, fixed, rows) for kind, rows in got.items()},
         "fixed": fixed,
         "targets": got,
     }
 
 
-def at_sizes(fixed: list[dict], rows: list[dict]) -> list[float]:
-    """The accuracy of trainings with fixed multipliers at the size and with the seed of each row.
+def at_equal(measure: str, fixed: list[dict], rows: list[dict]) -> list[float]:
+    """The accuracy of trainings with fixed multipliers at the "size" or the "flops", and with the seed, of each row.
 
-    Read from the line through their points, sizes on a logarithmic scale.
+    Read from the line through their points, the measure on a logarithmic scale.
     """
     accuracies = []
     for row in rows:
-        points = sorted((r["size"], r["accuracy"]) for r in fixed if r["seed"] == row["seed"])
-        sizes, right = np.array(points).T
-        accuracies.append(float(np.interp(np.log(row["size"]), np.log(sizes), right)))
+        points = sorted((r[measure], r["accuracy"]) for r in fixed if r["seed"] == row["seed"])
+        measured, right = np.array(points).T
+        accuracies.append(float(np.interp(np.log(row[measure]), np.log(measured), right)))
     return accuracies
 
 
@@ -139,8 +138,8 @@ def main() -> None:
         for kind, asked in row["asked"].items():
             errors = ", ".join(f"{e:+.1%}" for e in row["error"][kind])
             accuracies = ", ".join(f"{r['accuracy']:.2%}" for r in row["targets"][kind])
-            print(f"  {kind} {asked:g}: {errors}   accuracy {accuracies}")
-        print(f"  fixed multipliers at the sizes got: accuracy {', '.join(f'{x:.2%}' for x in row['fixed_accuracy'])}")
+            fixed = ", ".join(f"{x:.2%}" for x in row["fixed_accuracy"][kind])
+            print(f"  {kind} {asked:g}: {errors}   accuracy {accuracies}   of fixed multipliers as small {fixed}")
         for r in row["fixed"]:
             print(f"    {r['changes']['lam_rate']:>8} seed {r['seed']}: {r['size']:9,.0f} bytes, ", end="")
             print(f"{r['flops']:.3f} of the multiply-adds, {r['accuracy']:.2%}")

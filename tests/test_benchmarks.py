@@ -92,7 +92,7 @@ def test_accuracies_are_compared_at_the_size_that_was_got(tmp_path):
     row = targets.summary("digits", made)
     assert row["error"]["size"] == pytest.approx([100 / 3000, 101 / 3000]) and row["error"]["flops"] == pytest.approx([0.02] * 2)
     for seed in (0, 1):  # between the points of 2,667 and 4,000 bytes
-        assert 0.9 - seed / 100 - 1 / 2600 < row["fixed_accuracy"][seed] < 0.9 - seed / 100 - 1 / 4000
+        assert 0.9 - seed / 100 - 1 / 2600 < row["fixed_accuracy"]["size"][seed] < 0.9 - seed / 100 - 1 / 4000
 
 
 def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
@@ -105,9 +105,9 @@ def test_quantisers_are_trained_to_the_same_size(tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "q.json").read_text())["digits"]
     rows, beside = written["kinds"], written["straight_at_these_sizes"]
     fixed = json.loads(quantisers.TARGETS.read_text())["digits"]["fixed"]
-    assert beside == {kind: quantisers.at_sizes(fixed, each) for kind, each in rows.items()}
+    assert beside == {kind: quantisers.at_equal("size", fixed, each) for kind, each in rows.items()}
     ends = [sorted((r["size"], r["accuracy"]) for r in fixed if r["seed"] == s)[0] for s in (0, 1)]
-    assert quantisers.at_sizes(fixed, [{"seed": s, "size": size} for s, (size, _) in enumerate(ends)]) == [a for _, a in ends]
+    assert quantisers.at_equal("size", fixed, [{"seed": s, "size": size} for s, (size, _) in enumerate(ends)]) == [a for _, a in ends]
     assert set(rows) == set(quantisers.KINDS) and all(r[0]["size"] > 1000 for r in rows.values())
     monkeypatch.setattr(sys, "argv", ["quantisers.py", "digits", "--seeds", "77", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="no fixed multipliers of digits with seed 77"):

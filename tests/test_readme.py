@@ -37,8 +37,9 @@ def test_the_table_of_targets():
     for name, row in json.loads((ROOT / "results/targets.json").read_text()).items():
         assert f"`{name}`" in table
         for kind in row["asked"]:
-            assert f"| {_percent(row['error'][kind], '+')} | {_percent([r['accuracy'] for r in row['targets'][kind]])}" in table
-        assert f"| {_percent(row['fixed_accuracy'])} |" in table
+            got, fixed = _percent([r["accuracy"] for r in row["targets"][kind]]), _percent(row["fixed_accuracy"][kind])
+            lines = [x for x in table.splitlines() if f"| {_percent(row['error'][kind], '+')} | {got}" in x]
+            assert any(x.endswith(f"| {fixed} |") for x in lines)
 
 
 def test_the_table_of_stand_ins_for_rounding():
