@@ -5,9 +5,9 @@
 For each recipe, with the settings below: trainings with a target size and with a target of multiply-adds, and trainings with five
 fixed multipliers around the recipe's. `error` is (got - asked) / asked. The accuracy of a target is compared with the best of the
 five multipliers at that size, or at that share of the multiply-adds: the line through the points of fixed multipliers, the measure on
-a logarithmic scale, read at what was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and cifar-10-batches-py/. Trainings
-resume, and those that are done are not repeated; neither are those with fixed multipliers that the JSON file holds already, as no
-target changes them.
+a logarithmic scale, read at what was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and
+cifar-10-batches-py/. Trainings resume, and those that are done are not repeated; neither are those with fixed multipliers that the
+JSON file holds already, as no target changes them.
 """
 
 from __future__ import annotations
