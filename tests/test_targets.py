@@ -123,7 +123,7 @@ def test_a_multiplier_of_zero_stays_zero_unless_the_target_needs_it(asked, on, t
     run = Run(recipes.get("digits", {"lam_rate": "0", "lam_group": "0", **asked}), 0, tmp_path)
     assert tuple(m > 0 for m in run._multipliers()) == on
     run = Run(recipes.get("digits", {"lam_rate": "2", "lam_group": "3", **asked}), 0, tmp_path)
-    apart = (targets.FULL / run.steps) ** 0.5 if len(asked) == 2 else 1  # sizes start at the power 1.5, slices in proportion
+    apart = targets.size_plan(run.steps).start / targets.slice_plan(run.steps).start if len(asked) == 2 else 1
     assert np.divide(*run._multipliers()) == pytest.approx(2 / 3 * apart)
 
 
@@ -137,23 +137,57 @@ def test_at_the_right_speed_a_factor_stays(small, steps, power, arrival):
 
 def test_slices_should_go_straight_and_start_in_proportion(small):
     steering = Steering(Targets(flops=0.5, size=5000), small, examples(), [1.0] * 400)
-    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 5))
-    for n in range(61):
-        size = 0.99 * 5000 * np.exp(1.5 * (1 - n / 97) ** 2)  # the square of the learning to be done on arrival
-        flops = 1.005 * 0.5 * np.exp(0.6 * (1 - n / 90))
-        steering._measure = lambda size=size, flops=flops: Measured(size, flops, 0.0)
-        steering.look(4 * n)
-    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 5))
+    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 1250 / 400))
+    for n in range(80):
+        steering._measure = lambda: Measured(20_000, 0.8, 0.0)
+        steering._border = lambda share, n=n: 0.5 + 4 * (1 - n / 90)
+        steering.look(n * steering.every)
+    assert [h["group"] for h in steering.history] == pytest.approx([1250 / 400] * 80)
+
+
+@pytest.mark.parametrize("asked", [{"flops": 0.4}, {"slices": 0.7}])
+def test_what_is_left_of_slices_at_the_arrival_is_cut(small, asked):
+    steering = Steering(Targets(**asked), small, examples(), [1.0] * 300)
+    with torch.no_grad():
+        for w in small.weights:
+            w.latents.copy_(3 * torch.randn(w.latents.shape, generator=torch.Generator().manual_seed(len(w.latents))))
+    before = [w.latents.clone() for w in small.weights]
+    steering.look(100 * steering.every // 2)
+    assert all(torch.equal(a, w.latents) for a, w in zip(before, small.weights, strict=True))  # there is time yet
+    for n in (97, 98, 99):
+        steering.look(n * steering.every)
+    now = measure(small, examples(), steering.graph)
+    if "slices" in asked:
+        assert now.slices == pytest.approx(0.7, abs=0.005)
+    else:  # channels that the cut leaves without a reader go too
+        assert 0.34 < now.flops < 0.402 < steering.history[-3]["flops"]
+    tops = torch.cat([a.abs().amax(1) for a, w in zip(before, small.weights, strict=True) if w.group.d > 1 or "flops" in asked])
+    kept = torch.cat([torch.round(w.latents).any(1) for w in small.weights if w.group.d > 1 or "flops" in asked])
+    assert tops[kept].min() >= tops[~kept].max()  # the smallest went
+    for a, w in zip(before, small.weights, strict=True):
+        whole = torch.round(w.latents).any(1)
+        assert torch.equal(a[whole], w.latents[whole])  # and the others are as they were
+
+
+def test_kernels_of_one_position_are_priced_where_most_of_the_work_is_theirs(small):
+    Steering(Targets(flops=0.5), small, examples(), [1.0] * 300)
+    assert not small.dense_prior
+    torch.manual_seed(0)
+    dense = reparameterize(nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)).eval())
+    Steering(Targets(flops=0.5), dense, examples(), [1.0] * 300)
+    assert dense.dense_prior
+    with pytest.raises(InputError, match="no slices"):
+        Steering(Targets(slices=0.5), dense, examples(), [1.0] * 300)
 
 
 def test_standing_still_a_factor_rises_slowly_and_faster_below_its_start(small):
     steering = Steering(Targets(size=5000), small, examples(), [1.0] * 1000)
     rates = follow(steering, [50_000] * 20)
     assert (rates[:10] == rates[0]).all()  # latents have to shrink first
-    assert np.diff(np.log(rates[10:])) == pytest.approx(targets.UP)
-    steering.rate = steering.start["size"] / 100
+    assert np.diff(np.log(rates[10:])) == pytest.approx(steering.size.up)
+    steering.rate = steering.size.start / 100
     rates = follow(steering, [50_000] * 5)[-5:]
-    assert rates[0] == targets.FLOOR  # far from the target
+    assert rates[0] == steering.size.floor  # far from the target
     assert np.diff(np.log(rates))[:2] == pytest.approx(targets.BACK)
 
 
@@ -161,7 +195,7 @@ def test_too_fast_a_factor_falls_but_far_from_the_target_not_below_a_floor(small
     steering = Steering(Targets(size=5000), small, examples(), [1.0] * 1000)
     rates = follow(steering, [*[20_000] * 10, *np.geomspace(20_000, 5000, 11)[1:]])
     sizes = np.array([h["size"] for h in steering.history])
-    assert (np.diff(rates) <= 0).all() and (rates[sizes > targets.FAR * 5000] >= targets.FLOOR).all() and rates[-1] < 1
+    assert (np.diff(rates) <= 0).all() and (rates[sizes > targets.FAR * 5000] >= steering.size.floor).all() and rates[-1] < 1
 
 
 def test_sizes_below_what_is_there_besides_weights_are_refused_at_once(small):
