@@ -34,7 +34,8 @@ class Recipe:
     weight_decay       of "sgd", for weights; norm layers and biases have none
     start              share of the steps after which the weights become latents; before, the network is plain
     lam_rate, ...      multipliers of the three penalties, reached linearly over the first `ramp` of the steps with latents
-    weigh_macs         1: slice norms count as the multiply-adds of their slices do; always so with target_flops
+    weigh_macs         1: slice norms count as the multiply-adds of their slices do, those of kernels of one position too; always so
+                       with target_flops where these have most of the multiply-adds
     target_size        bytes that the whole file may take, and
     target_flops       multiply-adds that may be left, as a share of the dense network's, and
     target_slices      share of slices that should be zero: multipliers then follow the gap, see `nn.targets`; 0 for none
