@@ -137,12 +137,12 @@ def test_at_the_right_speed_a_factor_stays(small, steps, power, arrival):
 
 def test_slices_should_go_straight_and_start_in_proportion(small):
     steering = Steering(Targets(flops=0.5, size=5000), small, examples(), [1.0] * 400)
-    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 1250 / 400))
+    assert (steering.rate, steering.group) == pytest.approx((5**1.5, 2500 / 400))
     for n in range(80):
         steering._measure = lambda: Measured(20_000, 0.8, 0.0)
         steering._border = lambda share, n=n: 0.5 + 4 * (1 - n / 90)
         steering.look(n * steering.every)
-    assert [h["group"] for h in steering.history] == pytest.approx([1250 / 400] * 80)
+    assert [h["group"] for h in steering.history] == pytest.approx([2500 / 400] * 80)
 
 
 @pytest.mark.parametrize("asked", [{"flops": 0.4}, {"slices": 0.7}])

@@ -83,11 +83,12 @@ def slice_plan(steps: int) -> Plan:
     """For the slices, or the multiply-adds, of a training with so many steps.
 
     The share that is zero shows nothing for half of a training, and then answers at once; a multiplier that follows it swings. What
-    answers at all times is the largest latent of the first slice to go, and that falls about straight. Penalties have to be at their
-    full strength before its speed says anything. It should be there in time for the network to make the best of what is left.
+    answers at all times is the largest latent of the first slice to go, and that falls about straight. It should be there in time for
+    the network to make the best of what is left. The multiplier should be strong enough early and then rise slowly: a latent
+    hardly moves until its price is above what it is worth, and then does at once, so that a quick one takes too many.
     """
     left = min(0.1, max(0.03, 200 / steps))
-    return Plan(max(0.3, 1250 / steps), 0.3, 1 - left, 1.0, 0.3, 50.0, 0.05)
+    return Plan(max(0.3, 2500 / steps), 0.1, 1 - left, 1.0, 0.3, 50.0, 0.03)
 
 
 @dataclass(frozen=True)
