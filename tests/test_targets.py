@@ -130,7 +130,7 @@ def test_a_multiplier_of_zero_stays_zero_unless_the_target_needs_it(asked, on, t
 @pytest.mark.parametrize("steps, power, arrival", [(100, 2, 97), (1000, 2, 97), (4000, 1.25, 97), (8000, 1.125, 97), (10_000, 2, 60)])
 def test_at_the_right_speed_a_factor_stays(small, steps, power, arrival):
     steering = Steering(Targets(size=5000), small, examples(), [1.0] * steps)
-    left = 1 - np.arange(round(0.6 * arrival)) / arrival  # of the learning to be done on arrival, at the looks of its first part
+    left = 1 - np.arange(round(0.63 * arrival)) / arrival  # of the learning to be done on arrival, at the looks of its first part
     sizes = 0.99 * 5000 * np.exp(1.5 * left**power)
     assert follow(steering, sizes) == pytest.approx(max((2000 / steps) ** 1.5, 0.3 if steps <= 8000 else 1.0))
 
@@ -139,10 +139,13 @@ def test_slices_should_go_straight_and_start_in_proportion(small):
     steering = Steering(Targets(flops=0.5, size=5000), small, examples(), [1.0] * 400)
     assert (steering.rate, steering.group) == pytest.approx((5**1.5, 2500 / 400))
     for n in range(80):
-        steering._measure = lambda: Measured(20_000, 0.8, 0.0)
+        # the square of the learning to be done on arrival, while a look may close that much of it
+        size = 0.99 * 5000 * np.exp(1.5 * (1 - min(n, 60) / 97) ** 2)
+        steering._measure = lambda size=size: Measured(size, 0.8, 0.0)
         steering._border = lambda share, n=n: 0.5 + 4 * (1 - n / 90)
         steering.look(n * steering.every)
     assert [h["group"] for h in steering.history] == pytest.approx([2500 / 400] * 80)
+    assert [h["rate"] for h in steering.history[:61]] == pytest.approx([5**1.5] * 61)
 
 
 @pytest.mark.parametrize("asked", [{"flops": 0.4}, {"slices": 0.7}])
