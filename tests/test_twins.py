@@ -119,6 +119,22 @@ def test_decoded_weights_and_the_stored_decoder(kind):
     assert np.allclose(group.decode(z).detach().numpy(), stored.decode(q), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", latent.DECODER_KINDS)
+def test_latents_of_a_weight_decode_to_it_and_are_the_same_wherever_it_lies_in_memory(kind):
+    torch.manual_seed(0)
+    group = tlatent.Group((3, 3), kind, 64)
+    if kind == "dct":
+        torch.nn.init.constant_(group.free, 2.0**-6)  # as `reparameterize` sets it; sums then lie between two numbers
+    weight = 0.05 * torch.randn(64, 64, 3, 3)
+    decoded, found, between = tlatent.Decoded(group, weight.shape), [], []
+    for offset in range(10):
+        between.append(torch.empty(37 * offset + 1))
+        moved = torch.empty(weight.numel() + offset)[offset:].view(weight.shape).copy_(weight)
+        found.append(decoded.latents_for(moved))
+    assert torch.allclose((found[0] @ group.psi).view(weight.shape), weight, atol=1e-4)
+    assert all(torch.equal(z, found[0]) for z in found)
+
+
 @pytest.mark.parametrize("largest", [127.4999, 127.5, 127.50001, 0.99609375, 64.0, 1e-6])
 def test_simulated_and_stored_quantisation_agree_at_the_edge_of_a_step(largest):
     x = torch.tensor([largest, -largest / 3, largest / 200], dtype=torch.float64)

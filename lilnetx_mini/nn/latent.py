@@ -11,6 +11,7 @@ from .. import latent as core
 from .density import Density
 
 RESCALE_STEPS = 60
+DIGITS = 2.0**40  # between the 24 bits of single precision and the 53 of double
 
 
 class _RoundStraightThrough(torch.autograd.Function):
@@ -127,8 +128,11 @@ class Decoded(nn.Module):
         return self.group.decode(z).view(self.shape)
 
     def latents_for(self, weight: Tensor) -> Tensor:
-        """Latents that decode to the weight, up to rounding."""
+        """Latents that decode to the weight, up to rounding; the same numbers in every run."""
         rows, psi = weight.detach().reshape(-1, self.group.d), self.group.psi.detach()
         if torch.equal(psi, psi.diagonal().diag()):
-            return rows / psi.diagonal()  # exact, while a solver's last digit may differ from run to run
-        return torch.linalg.lstsq(psi.T, rows.T).solution.T.contiguous()
+            return rows / psi.diagonal()
+        # a solver's last digit depends on where in memory the numbers lie. Double precision alone would not hide it: sums of few weights
+        # often lie exactly between two numbers of single precision. Rounded to DIGITS first, they do so in every run
+        mantissa, exponent = torch.frexp(torch.linalg.lstsq(psi.T.double(), rows.T.double()).solution.T)
+        return torch.ldexp(torch.round(mantissa * DIGITS) / DIGITS, exponent).to(rows).contiguous()
