@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +13,24 @@ from pathlib import Path
 from . import __version__
 
 LIBRARIES = ("numpy", "numba", "torch", "constriction", "onnxruntime", "scipy")
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that the package lies in, and whether sources differ from it; nothing for an installed package."""
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root)]
+    try:
+        if not (root / ".git").exists():
+            return {}
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        sources = [*git, "status", "--porcelain", "--", "lilnetx_mini", "benchmarks"]
+        changed = subprocess.run(sources, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit.strip() + (" with changes" if changed else "")}
+
+
+COMMIT = _commit()  # when the process starts: a checkout may move on while a network trains
 
 
 def _processor() -> str:
@@ -24,7 +43,7 @@ def _processor() -> str:
 
 
 def circumstances(device: str = "no GPU used") -> dict[str, str]:
-    """Command, date, machine, and the versions of those libraries that took part.
+    """Command, date, machine, the versions of those libraries that took part, and the commit if there is one.
 
     Of absolute paths on the command line only the last part is kept: the rest means nothing elsewhere.
     """
@@ -37,4 +56,5 @@ def circumstances(device: str = "no GPU used") -> dict[str, str]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} processors, {platform.system()}, {device}",
         "versions": ", ".join([f"Python {platform.python_version()}", *used, f"lilnetx-mini {__version__}"]),
+        **COMMIT,
     }
