@@ -215,7 +215,25 @@ def _absorb(module: nn.Module, value: Tensor) -> None:
 # ---- cuts
 
 
-class _Cutter:
+@torch.no_grad()
+def unread(model: nn.Module, example: Tensor, channels: dict[nn.Module, list[int]]) -> bool:
+    """Proof that a network's output does not depend on what these layers give in these channels; False if there is none."""
+    hooks = []
+    for module, given in channels.items():
+        axis, at = -1 if isinstance(module, nn.Linear) else 1, torch.tensor(given, device=example.device)
+        hooks.append(module.register_forward_hook(lambda m, x, y, a=axis, at=at: y.index_fill(a, at, math.nan)))
+    try:
+        with _Unknown({t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}):
+            out = tree_leaves(model(example))
+    except Exception:  # as in `_fold`
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return not any(t.isnan().any() for t in out)
+
+
+class Cutter:
     """torch-pruning's graph of a network as it is now; after a cut, a new one is needed."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
@@ -254,7 +272,7 @@ class _Cutter:
                         dep.index_mapping[1] = shift(span)
         return found
 
-    def _coupled(self, root: nn.Module, channels: Iterable[int]) -> dict:
+    def coupled(self, root: nn.Module, channels: Iterable[int]) -> dict:
         """All that goes if these output channels of a layer go: (node, how it is cut) -> pairs (channel there, in root).
 
         torch-pruning's own search is the same, but goes in circles where it misjudges an operation that moves channels.
@@ -285,18 +303,25 @@ class _Cutter:
         return math.inf if width is None else width
 
     def _understood(self, node) -> bool:
+        """Does a node lose a channel as this module expects it?"""
         m = node.module
         if node.type.name not in UNDERSTOOD or any(id(p) in self.tied for p in m.parameters()):
             return False
         groups = getattr(m, "groups", 1)
         return groups == 1 or m.in_channels == m.out_channels == groups
 
+    def fixed(self, node, pairs) -> set[int]:
+        """Channels of the root that cannot go because of a node, whatever its weights are."""
+        if not self._understood(node):
+            return {r for _, r in pairs}
+        begin, end = self.pads.get(node, (0, self.largest))
+        return {r for i, r in pairs if not begin <= i < end}
+
     def _live(self, node, cut, pairs) -> set[int]:
         """Channels of the root that a node reads."""
         m = node.module
         if node in self.pads:
-            begin, end = self.pads[node]
-            return {r for i, r in pairs if not begin <= i < end}
+            return self.fixed(node, pairs)
         if node.type.name not in ("CONV", "LINEAR") or self.gives(cut):
             return set()
         w = m.weight if isinstance(m, TRANSPOSED) else m.weight.transpose(0, 1)
@@ -304,38 +329,40 @@ class _Cutter:
         return {r for i, r in pairs if read[i]}
 
     def removable(self, root: nn.Module) -> dict:
-        """What goes with those output channels of a layer that nothing reads, as in `_coupled`; {} if there are none."""
+        """What goes with those output channels of a layer that nothing reads, as in `coupled`; {} if there are none."""
         width = self.graph.get_out_channels(root)
-        coupled = self._coupled(root, range(width))
+        coupled = self.coupled(root, range(width))
         if not all(self._understood(node) for node, _ in coupled):
             return {}
         dead = set(range(width)).difference(*(self._live(*key, pairs) for key, pairs in coupled.items()))
         while dead:
-            group = self._coupled(root, dead)
+            group = self.coupled(root, dead)
             if all(len({i for i, _ in pairs}) < self._width(*key) for key, pairs in group.items()):
-                return group if self._unread(group) else {}
+                return group
             dead.remove(max(dead))  # every layer keeps a channel
         return {}
 
-    @torch.no_grad()
-    def _unread(self, group: dict) -> bool:
-        """Proof that the output does not depend on what a group's layers give in the channels that are to go."""
-        hooks = []
+    def all_removable(self, left: set[nn.Module]) -> dict:
+        """What goes, all at once, with channels that layers could read and none does; without those of the layers `left`."""
+        together, given = defaultdict(set), set()
+        for root in self.layers:
+            group = {}
+            with contextlib.suppress(Exception):  # torch-pruning stumbles over its own indices
+                group = {} if root in left | given else self.removable(root)
+            if all(self.gives(cut) for node, cut in group if node.module in self.names):
+                continue  # the network's outputs
+            for (node, cut), pairs in group.items():
+                together[node, cut] |= pairs
+                given |= {node.module} if self.gives(cut) else set()
+        return dict(together)
+
+    def proves(self, group: dict) -> bool:
+        """Does the output not depend on what the layers of a group give in the channels that are to go?"""
+        given = {}
         for (node, cut), pairs in group.items():
             if isinstance(node.module, (*LAYERS, *NORMS)) and self.gives(cut):
-                axis = -1 if isinstance(node.module, nn.Linear) else 1
-                at = torch.tensor([i for i, _ in pairs], device=self.example.device)
-                hook = node.module.register_forward_hook(lambda m, x, y, a=axis, at=at: y.index_fill(a, at, math.nan))
-                hooks.append(hook)
-        try:
-            with _Unknown({t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}):
-                out = tree_leaves(self.model(self.example))
-        except Exception:  # as in `_fold`
-            return False
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return not any(t.isnan().any() for t in out)
+                given[node.module] = [i for i, _ in pairs]
+        return unread(self.model, self.example, given)
 
     def cut(self, group: dict) -> None:
         """Remove the channels of a group."""
@@ -356,33 +383,45 @@ def _restore(saved: list[tuple[nn.Module, dict]]) -> None:
         vars(module).update(attributes)
 
 
+def _removed(model: nn.Module, cutter: Cutter, group: dict, check: _Check) -> float:
+    """Remove the channels of a group; how far the outputs are then from the first, and if that is too far all are back."""
+    saved = _snapshot(model)
+    try:
+        cutter.cut(group)
+        difference = check.difference(model)
+    except Exception:  # torch-pruning stumbles over its own indices
+        difference = math.inf
+    if difference > TOLERANCE:
+        _restore(saved)
+    return difference
+
+
 def _sweep(model: nn.Module, check: _Check, left: set[nn.Module]) -> bool:
-    """Remove what can be removed, group by group from the output; False if that was nothing.
+    """Remove what can be removed, all of it at once or else group by group from the output; False if that was nothing.
 
     left  layers to leave alone; those where a removal failed are added
     """
-    cutter, changed = _Cutter(model, check.inputs[0]), False
+    cutter, changed = Cutter(model, check.inputs[0]), False
+    together = cutter.all_removable(left)
+    if together and cutter.proves(together):
+        if _removed(model, cutter, together, check) <= TOLERANCE:
+            return True
+        cutter = Cutter(model, check.inputs[0])
     for root in cutter.layers:
         group = {}
-        with contextlib.suppress(Exception):  # torch-pruning stumbles over its own indices
+        with contextlib.suppress(Exception):  # as above
             group = {} if root in left else cutter.removable(root)
-        if not group:
+        if not group or not cutter.proves(group):
             continue
-        saved = _snapshot(model)
-        try:
-            cutter.cut(group)
-            difference = check.difference(model)
-        except Exception:  # it does so here too
-            difference = math.inf
+        difference = _removed(model, cutter, group, check)
         if difference <= TOLERANCE:
             changed = True
         else:
-            _restore(saved)
             left |= {node.module for node, cut in group if cutter.gives(cut)}
             how = f"differs by {difference:.2g} of its output" if difference < math.inf else "does not run"
             what = f"{cutter.names[root]}: channels that nothing reads stay; without them the network {how}"
             warnings.warn(what, stacklevel=3)
-        cutter = _Cutter(model, check.inputs[0])
+        cutter = Cutter(model, check.inputs[0])
     return changed
 
 
