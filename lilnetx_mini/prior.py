@@ -1,6 +1,8 @@
-"""Group priors: penalties whose minimum has whole kernel slices at exactly zero."""
+"""Group priors: penalties whose minimum has whole kernel slices at exactly zero; soft counts of what a mask leaves on."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,3 +57,49 @@ def slice_norms_gradient(z: Array, order: float = 2.0) -> Array:
 def zero_slices(q: IntArray) -> NDArray[np.bool_]:
     """(S,) True where every integer of a slice is zero."""
     return ~np.asarray(q).any(axis=1)
+
+
+FORMS = ("squared", "root")
+
+
+def soft_count(alpha: Array, form: str = "squared") -> float:
+    """How many entries of a mask are on, as a number with a gradient (after Nasery et al. 2023).
+
+    alpha    (d,) mask, non-negative
+    form     "squared": (l1 / l2)**2, which is k for k equal entries among zeros; or "root": sqrt(d) * l1 / l2, which is
+             sqrt(d * k) for them
+    returns  1 .. d; the same for any multiple of alpha, and 0 for a mask of zeros
+    raises   InputError if alpha is not a vector, is empty, negative or not finite
+    """
+    alpha, l1, l2 = _mask_norms(alpha, form)
+    ratio = l1 / l2 if l2 else 0.0
+    return ratio**2 if form == "squared" else math.sqrt(len(alpha)) * ratio
+
+
+def soft_count_gradient(alpha: Array, form: str = "squared") -> Array:
+    """Gradient of ``soft_count(alpha, form)``, (d,).
+
+    Along it entries below l2**2 / l1 shrink and those above grow: the mask decides by itself which of its entries go. At equal
+    entries it is zero, and so is it, by convention, for a mask of zeros.
+    """
+    scaled, l1, l2 = _mask_norms(alpha, form)
+    if not l2:
+        return np.zeros_like(scaled)
+    ratio = l1 / l2
+    slope = (1 - scaled * (l1 / l2**2)) / l2  # of l1 / l2
+    slope = slope / np.max(alpha)  # the norms are those of alpha over its largest entry
+    return 2 * ratio * slope if form == "squared" else math.sqrt(len(scaled)) * slope
+
+
+def _mask_norms(alpha: Array, form: str) -> tuple[Array, float, float]:
+    """A mask divided by its largest entry, so that squares neither overflow nor vanish, and its l1 and l2 norms."""
+    alpha = np.asarray(alpha, np.float64)
+    if form not in FORMS:
+        raise InputError(f"form {form!r}: {' and '.join(map(repr, FORMS))} are the choices")
+    if alpha.ndim != 1 or not alpha.size:
+        raise InputError(f"a mask of shape {alpha.shape}: a vector with at least one entry is needed")
+    if not np.isfinite(alpha).all() or alpha.min() < 0:
+        raise InputError("a mask with entries that are negative or not finite: project it onto alpha >= 0 first")
+    peak = alpha.max()
+    scaled = alpha / peak if peak else alpha
+    return scaled, float(scaled.sum()), float(np.sqrt(np.square(scaled).sum()))

@@ -1,5 +1,10 @@
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from lilnetx_mini import InputError, prior
 
@@ -43,3 +48,63 @@ def test_a_wrong_shape_or_order_is_refused():
 
 def test_zero_slices_are_found():
     assert prior.zero_slices(np.array([[0, 0], [0, 1], [0, 0]])).tolist() == [True, False, True]
+
+
+masks = arrays(np.float64, st.integers(1, 40), elements=st.floats(0, 1e3)).filter(lambda a: a.max() > 1e-3)
+
+
+@given(masks, st.sampled_from(prior.FORMS), st.floats(1e-3, 1e3))
+def test_soft_counts_lie_between_one_and_all_and_do_not_depend_on_scale(alpha, form, scale):
+    count = prior.soft_count(alpha, form)
+    least = 1.0 if form == "squared" else math.sqrt(len(alpha))
+    assert least * (1 - 1e-9) <= count <= len(alpha) * (1 + 1e-9)
+    assert prior.soft_count(scale * alpha, form) == pytest.approx(count, rel=1e-9)
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.floats(1e-6, 1e6))
+def test_of_equal_entries_among_zeros_the_squared_form_is_exact_and_the_root_is_not(ones, zeros, value):
+    alpha = np.r_[np.full(ones, value), np.zeros(zeros)]
+    assert prior.soft_count(alpha) == pytest.approx(ones)
+    assert prior.soft_count(alpha, "root") == pytest.approx(math.sqrt(len(alpha) * ones))
+
+
+@pytest.mark.parametrize("form", prior.FORMS)
+def test_gradients_of_soft_counts_agree_with_finite_differences(form):
+    alpha = np.random.default_rng(2).uniform(0, 3, 12)
+    alpha[[3, 8]] = 0
+    gradient = prior.soft_count_gradient(alpha, form)
+    for i in (0, 3, 11):
+        step = np.zeros(12)
+        step[i] = 1e-6
+        change = prior.soft_count(alpha + step, form) - prior.soft_count(np.maximum(alpha - step, 0), form)
+        assert gradient[i] == pytest.approx(change / (1e-6 if alpha[i] == 0 else 2e-6), rel=1e-4)
+
+
+@given(masks, st.sampled_from(prior.FORMS))
+def test_entries_below_the_balance_shrink_and_those_above_grow(alpha, form):
+    gradient = prior.soft_count_gradient(alpha, form)
+    balance = np.square(alpha).sum() / alpha.sum()
+    assert (gradient[alpha < balance * (1 - 1e-6)] > 0).all() and (gradient[alpha > balance * (1 + 1e-6)] < 0).all()
+
+
+@given(st.integers(1, 30), st.floats(1e-3, 1e3), st.sampled_from(prior.FORMS))
+def test_at_equal_entries_the_gradient_is_zero(size, value, form):
+    alpha = np.full(size, value)
+    assert np.abs(prior.soft_count_gradient(alpha, form) * alpha).max() < 1e-12 * size
+
+
+def test_soft_counts_of_zero_huge_and_tiny_masks():
+    for form in prior.FORMS:
+        assert prior.soft_count(np.zeros(4), form) == 0 and not prior.soft_count_gradient(np.zeros(4), form).any()
+    assert prior.soft_count(np.array([1e200, 1e200, 0])) == pytest.approx(2)
+    assert prior.soft_count(np.array([1e-200, 1e-200, 0])) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("alpha", [np.zeros((2, 2)), np.zeros(0), np.array([1.0, -1e-9]), np.array([np.nan, 1])])
+def test_what_is_no_mask_is_refused(alpha):
+    with pytest.raises(InputError, match="mask"):
+        prior.soft_count(alpha)
+    with pytest.raises(InputError, match="mask"):
+        prior.soft_count_gradient(alpha)
+    with pytest.raises(InputError, match="'squared' and 'root'"):
+        prior.soft_count(np.ones(2), "cubed")

@@ -104,6 +104,18 @@ def test_slice_norms_and_gradients(order):
     assert close(z.grad.numpy(), prior.slice_norms_gradient(z.detach().numpy(), order), 1e-4)
 
 
+@pytest.mark.parametrize("form", prior.FORMS)
+def test_soft_counts_and_gradients(form):
+    alpha = torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alpha[[2, 7]] = 0
+    alpha.requires_grad_()
+    count = tprior.soft_count(alpha, form)
+    assert count.item() == pytest.approx(prior.soft_count(alpha.detach().numpy(), form))
+    count.backward()
+    assert close(alpha.grad.numpy(), prior.soft_count_gradient(alpha.detach().numpy(), form), 1e-9)
+    assert tprior.soft_count(torch.zeros(3), form) == 0
+
+
 @pytest.mark.parametrize("kind", latent.DECODER_KINDS)
 def test_decoded_weights_and_the_stored_decoder(kind):
     torch.manual_seed(0)

@@ -17,5 +17,6 @@ except ImportError as e:
 from .compressor import Compressor, Penalty, reparameterize
 from .export import capture, load_into, save
 from .shrink import shrink, shrunk_summary
+from .surrogate import low_rank, prune
 
-__all__ = ["Compressor", "Penalty", "capture", "load_into", "reparameterize", "save", "shrink", "shrunk_summary"]
+__all__ = ["Compressor", "Penalty", "capture", "load_into", "low_rank", "prune", "reparameterize", "save", "shrink", "shrunk_summary"]

@@ -87,7 +87,7 @@ def fold_norm(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     return weight * scale, bias - mean * weight * scale
 
 
-def _strip(module: nn.Module) -> None:
+def strip(module: nn.Module) -> None:
     """Replace a module's parametrised attributes by ordinary parameters.
 
     torch's own remove_parametrizations edits the module's class, which a deep copy shares with its original.
@@ -104,7 +104,7 @@ def plain_copy(compressor: Compressor) -> nn.Module:
     model = copy.deepcopy(compressor.model).eval()
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            _strip(module)
+            strip(module)
     modules = dict(model.named_modules())
     for first, name in compressor.tied_names():
         owner, _, attribute = name.rpartition(".")

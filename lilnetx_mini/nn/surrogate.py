@@ -1,0 +1,204 @@
+"""Multiply-adds as a differentiable function of masks, learned with the weights (after Nasery et al. 2023, arXiv 2306.05785).
+
+A mask has an entry for every unit of channels that can go together. It multiplies the weights that read them: what comes before,
+norm layers, biases and activations, then does not matter, and a channel whose entry is zero can be cut out of the network whatever
+they make of it. The soft count of a group's entries stands for the number of its channels in the formula of the multiply-adds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..errors import InputError
+from .channels import STAYS, Channels, grouped
+from .compressor import TRANSPOSED
+from .export import strip
+from .factored import Factored, factorise, merge
+from .prior import soft_count
+from .shrink import shrink
+
+JITTER = 0.01  # at equal entries the gradient of a soft count is exactly zero
+LEAST = 1e-3  # of an entry that stays because it is the last of its group
+
+
+class Mask(nn.Module):
+    """A parametrisation: every column of a weight, as many as it reads channels, times its unit's entry of the mask."""
+
+    def __init__(self, alpha: nn.Parameter, units: np.ndarray, weight: Tensor, axis: int) -> None:
+        super().__init__()
+        self.alpha, self.shape = alpha, [len(units) if a == axis else 1 for a in range(weight.ndim)]
+        entries = torch.from_numpy(np.where(units == STAYS, len(alpha), units))
+        self.register_buffer("entries", entries.to(weight.device), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The masked weight, of the same shape."""
+        one = self.alpha.new_ones(1)  # for what stays
+        return weight * torch.cat([self.alpha, one])[self.entries].view(self.shape)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of convolutions and dense layers, what is left and what the whole network has.
+
+    soft_macs, macs  multiply-adds of one image, by soft counts, and those of channels that are left
+    slices           kernels of more than one position
+    """
+
+    soft_macs: float
+    macs: int
+    dense_macs: int
+    weights: int
+    dense_weights: int
+    slices: int
+    dense_slices: int
+
+
+class Pruned:
+    """A network with masks: what a training loop needs. Made by `prune`.
+
+    alpha     (units,) the mask, for an optimiser of its own, without weight decay
+    channels  what its entries stand for
+    form      of the soft counts: "squared" or "root"
+    """
+
+    def __init__(self, model: nn.Module, channels: Channels, example: Tensor, form: str, seed: int) -> None:
+        self.model, self.channels, self.example, self.form = model, channels, example, form
+        device = next(model.parameters()).device
+        noise = torch.rand(sum(channels.units), generator=torch.Generator().manual_seed(seed))
+        self.alpha = nn.Parameter((1 - JITTER * noise).to(device))
+        self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
+        self._dense = channels.macs(torch.tensor(channels.units), merged=True)
+        for layer in channels.layers:
+            module = model.get_submodule(layer.name)
+            ranked = model.get_submodule(layer.name.rpartition(".")[0])
+            if isinstance(ranked, Factored) and layer.name.endswith(".first") and layer.makes[0] != STAYS:
+                with torch.no_grad():
+                    self.alpha[torch.from_numpy(layer.makes)] = ranked.values
+            if (layer.reads != STAYS).any() and not grouped(module):
+                mask = Mask(self.alpha, layer.reads, module.weight, 0 if isinstance(module, TRANSPOSED) else 1)
+                parametrize.register_parametrization(module, "weight", mask)
+
+    def penalty(self) -> Tensor:
+        """Soft multiply-adds over those of the whole network; 0-d, 0 .. 1. Multiply it and add it to the task's loss."""
+        counts = torch.stack([soft_count(a, self.form) for a in self.alpha.split(self.channels.units)])
+        return (self.channels.macs(counts.cpu()) / self._dense).float()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Call after every step: negative entries become zero, what was cut stays zero, and every group keeps an entry."""
+        for a, alive in zip(self.alpha.split(self.channels.units), self.alive.split(self.channels.units), strict=True):
+            largest = torch.where(alive, a, -torch.inf).argmax()
+            a.clamp_(min=0).mul_(alive)
+            a[largest] = a[largest].clamp(min=LEAST)
+
+    def counts(self) -> Counts:
+        """What the network costs by the masks as they are."""
+        channels, full = self.channels, torch.tensor(self.channels.units)
+        left = channels.counts(self.alpha.detach().cpu() > 0)
+        hard = [int(f(n, merged=True).round()) for f in (channels.macs, channels.weights, channels.slices) for n in (left, full)]
+        with torch.no_grad():
+            return Counts(float(self.penalty() * self._dense), *hard)
+
+    @torch.no_grad()
+    def keep(self, share: float) -> None:
+        """Cut the smallest entries for good, so that at most this share of the multiply-adds is left.
+
+        Entries are compared by what decides whether a soft count lets them shrink or grow, alpha * l1 / l2**2 in their group.
+        """
+        parts = self.alpha.detach().split(self.channels.units)
+        self.cut(torch.cat([a * a.sum() / a.square().sum() for a in parts]), share)
+
+    @torch.no_grad()
+    def cut(self, scores: Tensor, share: float) -> None:
+        """Cut the units with the smallest scores, (units,), for good; ties by their order. The best of every group stays.
+
+        raises  InputError if no choice leaves so little
+        """
+        if not 0 < share <= 1:
+            raise InputError(f"a share of {share} of the multiply-adds: a number above 0 and at most 1 is needed")
+        channels = self.channels
+        best = torch.cat([torch.arange(len(s)) == s.argmax() for s in scores.cpu().split(channels.units)])
+        order = torch.where(best, torch.inf, scores.cpu().double()).argsort(descending=True, stable=True)
+        low, high = len(channels.units), len(order)  # the most units that are few enough lie in low .. high
+
+        def left(count: int) -> Tensor:
+            return torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[:count], True)
+
+        def macs(count: int) -> float:
+            return float(channels.macs(channels.counts(left(count)), merged=True) / self._dense)
+
+        if macs(low) > share:
+            raise InputError(f"{share:.1%} of the multiply-adds are out of reach: one channel a layer leaves {macs(low):.1%}")
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if macs(middle) <= share else (low, middle - 1)
+        self.alive &= left(low).to(self.alive.device)
+        self.project()
+
+    def plain(self) -> nn.Module:
+        """A copy of the network in eval mode, with ordinary weights that are multiplied by their masks."""
+        model = copy.deepcopy(self.model).eval()
+        for module in list(model.modules()):
+            if parametrize.is_parametrized(module):
+                strip(module)
+        return model
+
+    def shrink(self) -> nn.Module:
+        """The smaller network, without what the masks cut: equal outputs, see `lilnetx_mini.nn.shrink`."""
+        small = shrink(self.plain(), self.example)
+        merge(small)
+        return small
+
+
+def prune(
+    model: nn.Module, example_input: Tensor, only: str | Iterable[str] = "*", form: str = "squared", seed: int = 0
+) -> Pruned:
+    """Give every channel that can go an entry of a mask, in place.
+
+    model          any module; channels joined by additions, gates, concatenations or depthwise convolutions share an entry. Its weights
+                   may not be parametrised
+    example_input  one batch, as the module takes it
+    only           names of layers whose outputs may go, unless joined with those of others; shell patterns such as ``"layer1.*"``
+                   are understood
+    form           of the soft counts: "squared", exact for masks of zeros and equal entries, or "root"
+    seed           of the jitter from which the entries, 0.99 .. 1, start
+    raises         InputError for a parametrised module, or where nothing can go; MissingExtraError without torch-pruning;
+                   ExportError if it cannot follow the network
+
+        pruned = prune(model, x[:2])
+        for x, y in batches:
+            (loss(model(x), y) + lam * pruned.penalty()).backward()
+            ...
+            pruned.project()
+        pruned.keep(0.5)
+        small = pruned.shrink()
+    """
+    if any(parametrize.is_parametrized(m) for m in model.modules()):
+        raise InputError("the module is parametrised already: start from a plain network")
+    patterns = (only,) if isinstance(only, str) else tuple(only)
+    return Pruned(model, Channels(model, example_input, patterns), example_input, form, seed)
+
+
+def low_rank(
+    model: nn.Module, example_input: Tensor, channels: bool = False, form: str = "squared", seed: int = 0
+) -> Pruned:
+    """Put every layer where that can pay into two, in place, with an entry of a mask for every channel in between.
+
+    Entries start at the singular values of the layer's weight, over the largest: the network computes what it did.
+
+    channels  give those of the whole network entries too, as `prune` does
+    returns, raises  as `prune`. Shrinking makes one layer again of two that together cost no less
+    """
+    if any(parametrize.is_parametrized(m) for m in model.modules()):
+        raise InputError("the module is parametrised already: start from a plain network")
+    names = factorise(model)
+    if not names:
+        raise InputError(f"{type(model).__name__} has no layer that could cost less in two")
+    return prune(model, example_input, "*" if channels else [f"{name}.first" for name in names], form, seed)
