@@ -46,7 +46,7 @@ def steps(run: Run, count: int) -> dict:
         for step in run.source.steps(order, 0, 0, run.generator):
             run._schedule(40 + taken)  # past the start, where the learning rate is not what matters
             run._total.zero_()
-            run._take(step, 1.0)
+            run._take(step)
             total = run.world.add([float(run._total), sum(len(y) for _, y in step)], run.device)
             losses.append(total[0] / total[1])
             gradients = gradients or [p.grad.clone() for p in run.model.parameters()]

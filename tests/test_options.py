@@ -78,7 +78,7 @@ def test_pieces_are_equal_whatever_the_number_of_images(tmp_path):
     """Left over are here 5 images and 4 pieces: some images come twice in an epoch, and no piece is empty."""
     run = Run(replace(SMALL, images=37, accumulate=4, batch=16), 0, tmp_path)
     taken, ordinary = [], run._take
-    run._take = lambda step, share: (taken.append([len(y) for _, y in step]), ordinary(step, share))
+    run._take = lambda step: (taken.append([len(y) for _, y in step]), ordinary(step))
     assert np.isfinite(run._epoch()) and taken == [[4] * 4, [4] * 4, [2] * 4]
     with pytest.raises(InputError, match="batch=30 cannot be shared evenly"):
         Run(replace(SMALL, accumulate=4, batch=30), 0, tmp_path)
@@ -102,11 +102,11 @@ def test_a_run_stopped_within_an_epoch_resumes_to_the_same_numbers(tmp_path, mon
     part = Run(replace(SMALL, **options), 0, tmp_path / "part")
     ordinary, taken = part._take, []
 
-    def stop(step, share):
+    def stop(step):
         if len(taken) == 24 * 2 + 17:
             raise KeyboardInterrupt
         taken.append(1)
-        ordinary(step, share)
+        ordinary(step)
 
     monkeypatch.setattr(part, "_take", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -121,10 +121,10 @@ def follow(steering, sizes):
                    ({"target_size": "3000", "target_slices": "0.5"}, (True, True))])  # fmt: skip
 def test_a_multiplier_of_zero_stays_zero_unless_the_target_needs_it(asked, on, tmp_path):
     run = Run(recipes.get("digits", {"lam_rate": "0", "lam_group": "0", **asked}), 0, tmp_path)
-    assert tuple(m > 0 for m in run._multipliers()) == on
+    assert tuple(m > 0 for m in run.method.multipliers()) == on
     run = Run(recipes.get("digits", {"lam_rate": "2", "lam_group": "3", **asked}), 0, tmp_path)
     apart = targets.size_plan(run.steps).start / targets.slice_plan(run.steps).start if len(asked) == 2 else 1
-    assert np.divide(*run._multipliers()) == pytest.approx(2 / 3 * apart)
+    assert np.divide(*run.method.multipliers()) == pytest.approx(2 / 3 * apart)
 
 
 @pytest.mark.parametrize("steps, power, arrival", [(100, 2, 97), (1000, 2, 97), (4000, 1.25, 97), (8000, 1.125, 97), (10_000, 2, 60)])

@@ -79,11 +79,11 @@ def test_the_progress_bar_counts_steps_and_goes_on_where_a_run_was_stopped(tmp_p
     run = Run(recipes.get("digits", TINY), 0, tmp_path)
     ordinary = run._take
 
-    def stop_in_the_second_epoch(step, share):
+    def stop_in_the_second_epoch(step):
         if run.epoch == 1 and run.step == 2:
             run._save()
             raise KeyboardInterrupt
-        ordinary(step, share)
+        ordinary(step)
 
     monkeypatch.setattr(run, "_take", stop_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):

@@ -38,9 +38,9 @@ def estimate(recipe: Recipe, device: str | None = "cpu") -> dict:
         start = time.perf_counter()
         if n == 0:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-                run._take(step, 1.0)
+                run._take(step)
         else:
-            run._take(step, 1.0)
+            run._take(step)
         if run.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

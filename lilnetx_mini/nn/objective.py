@@ -1,4 +1,4 @@
-"""What training makes small: the task's loss, that of a teacher if there is one, and the penalties of LilNetX."""
+"""What training makes small besides the penalties: the task's loss, and that of a teacher if there is one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .compressor import Compressor
 from .recipes import Recipe
 
 
@@ -21,7 +20,7 @@ def distillation(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 class Objective:
-    """``task + share * (lam_rate * rate + lam_group * group + lam_l2 * l2)`` of a recipe."""
+    """The loss of a recipe, to which a method adds its penalty."""
 
     def __init__(self, recipe: Recipe, teacher: nn.Module | None = None) -> None:
         self.recipe, self.teacher = recipe, teacher
@@ -37,8 +36,3 @@ class Objective:
                 known = self.teacher(x)
             loss = (1 - r.distill) * loss + r.distill * distillation(outputs, known, r.temperature)
         return loss
-
-    def penalties(self, compressor: Compressor, share: float, lam_rate: float, lam_group: float) -> Tensor:
-        """The three terms with their multipliers; they do not depend on the images."""
-        p = compressor.penalty()
-        return share * (lam_rate * p.rate + lam_group * p.group + self.recipe.lam_l2 * p.l2)

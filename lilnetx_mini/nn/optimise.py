@@ -24,20 +24,24 @@ def warm_cosine(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+def plain_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser for weights that are no latents, norm layers and biases."""
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.plain_lr, fused=True)
+    wide, thin = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    rows = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": thin, "weight_decay": 0.0}]
+    return torch.optim.SGD(rows, lr=recipe.plain_lr, momentum=MOMENTUM, nesterov=True, fused=True)
+
+
 def optimizers(model: nn.Module, compressor: Compressor | None, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """The recipe's optimisers for a network as it is now: plain (compressor None), or of latents."""
-    if recipe.optimizer == "adam":
-        if compressor is None:
-            return [torch.optim.Adam(model.parameters(), lr=recipe.plain_lr, fused=True)]
-        rates = recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
-        return [torch.optim.Adam(compressor.parameter_groups(*rates), fused=True)]
-    if recipe.optimizer != "sgd":
+    if recipe.optimizer not in ("adam", "sgd"):
         raise InputError(f"optimizer {recipe.optimizer!r}: 'adam' and 'sgd' are the choices")
     if compressor is None:
-        wide = [p for p in model.parameters() if p.ndim > 1]
-        thin = [p for p in model.parameters() if p.ndim <= 1]
-        rows = [{"params": wide, "weight_decay": recipe.weight_decay}, {"params": thin, "weight_decay": 0.0}]
-        return [torch.optim.SGD(rows, lr=recipe.plain_lr, momentum=MOMENTUM, nesterov=True, fused=True)]
+        return [plain_optimizer(list(model.parameters()), recipe)]
+    if recipe.optimizer == "adam":
+        rates = recipe.lr, recipe.decoder_lr or None, recipe.density_lr, recipe.rest_lr or None
+        return [torch.optim.Adam(compressor.parameter_groups(*rates), fused=True)]
     for group in compressor.groups:
         group.free.requires_grad_(recipe.decoder_lr > 0)
     rows = compressor.sgd_groups(recipe.lr, recipe.rest_lr or None, recipe.weight_decay)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import data
 from ..errors import InputError
+from ..prior import FORMS
 from . import models
 from .probe import blame
 
@@ -28,6 +29,11 @@ class Recipe:
                        `Compressor.sgd_groups`
     lr                 peak rate of latents, decoders and the rest; rises over `warmup` of the steps, and falls to zero along a cosine
     plain_lr           the same for the plain network: each side of a comparison trains at its own best
+    method             "lilnetx" (latents and their penalties); or masks over channels, "prune", or over the channels in between of layers
+                       in two, "low_rank": what `target_flops` asks for is then reached halfway through, see `nn.surrogate`
+    form               of masks' soft counts: "squared" or "root"
+    mask_lr            peak rate of masks, with Adam always; 0 for 10 divided by the steps, with which an entry can go from 1 to 0 some
+                       three times before masks are cut
     density_lr         the same for the densities, with Adam always
     decoder_lr         the same for decoders, and
     rest_lr            for everything that is not compressed; 0 for both: as the latents (with "sgd", decoders then stay as they are)
@@ -80,6 +86,9 @@ class Recipe:
     optimizer: str = "adam"
     lr: float = 0.01
     plain_lr: float = 0.01
+    method: str = "lilnetx"
+    form: str = "squared"
+    mask_lr: float = 0.0
     density_lr: float = 0.01
     decoder_lr: float = 0.0
     rest_lr: float = 0.0
@@ -155,6 +164,8 @@ RECIPES = {r.name: r for r in (
 
 CHOICES = {
     "optimizer": ("adam", "sgd"),
+    "method": ("lilnetx", "prune", "low_rank"),
+    "form": FORMS,
     "init": ("random", "from_weights"),
     "decoder": ("", "full", "diagonal", "scalar", "dct"),
     "quantiser": ("straight", "noise", "soft"),

@@ -24,6 +24,7 @@ from ..graph import Graph
 from ..simplify import LAYERS, layer_macs, simplify
 from .compressor import Compressor
 from .export import to_model
+from .recipes import Recipe
 
 LOOKS = 100  # measurements in a training
 EXACT = 5  # every so many of them write the whole file in memory; the others update what depends on latents alone
@@ -113,6 +114,11 @@ class Targets:
                 raise InputError(f"a target of {value} for {name}: a share between 0 and 1 is needed")
         if self.flops is not None and self.slices is not None:
             raise InputError("multiply-adds and slices cannot both be targets: one multiplier steers them")
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Targets:
+        """Those of a recipe, where 0 stands for none."""
+        return cls(recipe.target_size or None, recipe.target_flops or None, recipe.target_slices or None)
 
     def __bool__(self) -> bool:
         return any(v is not None for v in asdict(self).values())

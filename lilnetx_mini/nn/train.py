@@ -23,18 +23,17 @@ from ..errors import CheckpointError, InputError
 from ..lnx import write_atomic
 from . import probe
 from .average import Average
-from .compressor import Compressor, reparameterize
+from .compressor import Compressor
 from .data import Step, in_order, source
 from .distributed import ALONE, World, join
-from .export import to_model
+from .method import Method, Span, method
 from .objective import Objective
 from .optimise import clip, optimizers, warm_cosine
 from .recipes import Recipe
-from .targets import Steering, Targets, mac_shares, weigh_by_macs
+from .targets import Steering, Targets
 
 SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
 DEFAULTS = {f.name: f.default for f in fields(Recipe) if isinstance(f.default, (int, float, str))}
-SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,21 @@ class Run:
         self.model = recipe.model().to(self.device)
         classes = int(self.splits.train.y.max()) + 1 if recipe.loss is None else 0
         probe.check(self.model, self.example(), recipe, classes)
-        self.compressor: Compressor | None = None
-        self.steering: Steering | None = None
-        self.targets = Targets(recipe.target_size or None, recipe.target_flops or None, recipe.target_slices or None)
+        self.method: Method | None = None
+        Targets.of(recipe)  # a wrong one is refused at once
         self._optimise()
         if compress and self.begin == 0:
-            self._reparameterize()
+            self._compress()
+
+    @property
+    def compressor(self) -> Compressor | None:
+        """Of LilNetX, from the step on at which weights become latents."""
+        return getattr(self.method, "compressor", None)
+
+    @property
+    def steering(self) -> Steering | None:
+        """Of LilNetX with a target."""
+        return getattr(self.method, "steering", None)
 
     def example(self) -> Tensor:
         """The first two images of the validation part that can be read, for tracing: (2, C, H, W)."""
@@ -148,19 +156,12 @@ class Run:
             raise InputError(f"none of {len(self.splits.validation)} validation images can be read")
         return torch.cat(images)
 
-    def _reparameterize(self) -> None:
-        """From here on the weights are latents, and the optimisers start anew."""
-        init = self.recipe.init if self.begin == 0 else "from_weights"
-        self.compressor = reparameterize(self.model, init=init, levels=self.recipe.levels, decoder=self.recipe.decoder or None)
-        self.compressor.rate_of = self.recipe.rate_of
-        if self.world.size * self.recipe.accumulate > 1:  # so that the noise does not depend on who works on which images
-            self.compressor.generator = torch.Generator(self.device).manual_seed(self.seed)
+    def _compress(self) -> None:
+        """From here on the network is made small, and the optimisers start anew."""
+        shared = self.world.size * self.recipe.accumulate > 1  # noise may not depend on who works on which images
+        span = Span(self.begin, self.steps, self._agreed, self.seed if shared else None)
+        self.method = method(self.model, self.example(), self.recipe, span)
         self._optimise()
-        if self.recipe.weigh_macs:
-            weigh_by_macs(self.compressor, mac_shares(self.compressor, to_model(self.compressor, self.example())[0]))
-        if self.targets:
-            rates = [warm_cosine(n / self.steps, self.recipe.warmup) for n in range(self.begin, self.steps)]
-            self.steering = Steering(self.targets, self.compressor, self.example(), rates, self._agreed, self.recipe.side_bits)
 
     def _agreed(self, numbers: list[float]) -> list[float]:
         return self.world.from_first(numbers, self.device)
@@ -173,7 +174,7 @@ class Run:
             devices = [self.device.index] if self.device.type == "cuda" else None
             self.network = DistributedDataParallel(self.model, devices)
         self.compiled = torch.compile(self.network, dynamic=False) if self.recipe.compile else self.network
-        self.optimizers = optimizers(self.model, self.compressor, self.recipe)
+        self.optimizers = self.method.optimizers() if self.method else optimizers(self.model, None, self.recipe)
         self.peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.average = Average(self.model, self.recipe.ema) if self.recipe.ema else None
 
@@ -189,7 +190,7 @@ class Run:
         total = self.world.add([float(self._total)], self.device)
         if self.world.rank:
             return
-        noise = self.compressor.generator if self.compressor else None
+        noise = self.method.generator if self.method else None
         state = {
             "settings": json.dumps(self._settings()),
             "probe": probe.fingerprint(probe.outputs(self.model, self.example())),
@@ -197,7 +198,7 @@ class Run:
             "step": self.step,
             "total": total,
             "model": self.model.state_dict(),
-            "compressed": self.compressor is not None,
+            "compressed": self.method is not None,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "peaks": self.peaks,
             "average": self.average.state() if self.average else None,
@@ -207,7 +208,7 @@ class Run:
             "generator": self.generator.get_state(),
             "before": self._before,
             "metrics": json.dumps(self.metrics),
-            "steering": json.dumps(self.steering.state() if self.steering else {}),
+            "steering": json.dumps(self.method.state() if self.method else {}),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -231,8 +232,8 @@ class Run:
             now = self._settings()
             changed = ", ".join(f"{k} {v!r} and not {now.get(k)!r}" for k, v in settings.items() if v != now.get(k))
             raise CheckpointError(f"{path} belongs to a run with other settings, {changed}: {way_out}")
-        if state["compressed"] and not self.compressor:
-            self._reparameterize()
+        if state["compressed"] and not self.method:
+            self._compress()
         another = f"{path} belongs to another network than the one that {self.recipe.name} makes now: {way_out}"
         try:
             self.model.load_state_dict(state["model"])
@@ -246,14 +247,14 @@ class Run:
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"])
-        if self.compressor and self.compressor.generator and state["noise"] is not None:
-            self.compressor.generator.set_state(state["noise"])
+        if self.method and self.method.generator and state["noise"] is not None:
+            self.method.generator.set_state(state["noise"])
         self.generator.set_state(state["generator"])
         self._before = state["before"]
         self.epoch, self.step, self.metrics = state["epoch"], state["step"], json.loads(state["metrics"])
         self._total.fill_(state["total"][0] if self.world.rank == 0 else 0.0)
-        if self.steering:
-            self.steering.restore(json.loads(state["steering"]))
+        if self.method:
+            self.method.restore(json.loads(state["steering"]))
         done = self.epoch * self.steps_an_epoch + self.step
         self._schedule(max(done - 1, 0))  # the network is as it was when the checkpoint was written
         if "probe" in state and not probe.same(state["probe"], probe.fingerprint(probe.outputs(self.model, self.example()))):
@@ -263,37 +264,18 @@ class Run:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def _schedule(self, step: int) -> float:
-        """Sets what depends on the step alone and returns the share of the penalties."""
-        if self.compress and not self.compressor and step >= self.begin:
-            self._reparameterize()
+    def _schedule(self, step: int) -> None:
+        """Sets what depends on the step alone."""
+        if self.compress and not self.method and step >= self.begin:
+            self._compress()
         share = warm_cosine(step / self.steps, self.recipe.warmup)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * share
-        if not self.compressor:
-            return 0.0
-        self.compressor.store_decoders(step >= (1 - self.recipe.stored_decoders) * self.steps)
-        done = (step - self.begin) / max(self.steps - self.begin, 1)
-        if self.recipe.quantiser != "straight":
-            soft = min(done / self.recipe.hard, 1.0) if self.recipe.hard else 1.0
-            self.compressor.quantise_with(
-                self.recipe.quantiser if soft < 1 else "straight", SOFTEST * (SHARPEST / SOFTEST) ** soft
-            )
-        return min(1.0, (step - self.begin) / max(self.recipe.ramp * (self.steps - self.begin), 1))
+        if self.method:
+            self.method.schedule(step)
 
-    def _multipliers(self) -> tuple[float, float]:
-        """Of rate and group prior; with a target, those of the recipe times what steers them.
-
-        A multiplier of 0 stays 0, except the one that the target needs: it then counts as 1.
-        """
-        rate, group, asked = self.recipe.lam_rate, self.recipe.lam_group, self.targets
-        if not self.steering:
-            return rate, group
-        rate, group = rate or float(asked.size is not None), group or float(asked.flops is not None or asked.slices is not None)
-        return rate * self.steering.rate, group * self.steering.group
-
-    def _take(self, step: Step, share: float) -> None:
+    def _take(self, step: Step) -> None:
         """One step of the optimisers, on the pieces of a batch that are this process's."""
         r = self.recipe
         for optimizer in self.optimizers:
@@ -309,14 +291,16 @@ class Run:
                 self._total += loss.detach() * len(y)  # added up where it is: nobody waits for the GPU
                 if len(step) > 1:
                     loss = loss / len(step)
-                if last and self.compressor:
-                    loss = loss + self.objective.penalties(self.compressor, share, *self._multipliers())
+                if last and self.method:
+                    loss = loss + self.method.penalty()
                 loss.backward()
         if r.clip:
             scales = [peak / r.lr if r.optimizer == "sgd" and self.compressor else 1.0 for peak in self.peaks[0]]
             clip(self.optimizers[0], scales, r.clip)
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.method:
+            self.method.stepped()
         if self.average:
             self.average.update()
 
@@ -335,11 +319,11 @@ class Run:
             self.generator.set_state(now)
         saved, first = time.monotonic(), self.epoch * self.steps_an_epoch
         for step in self.source.steps(order, self.epoch, self.step, self.generator):
-            share = self._schedule(first + self.step)
-            if self.steering:
+            self._schedule(first + self.step)
+            if self.method:
                 with self.average.used() if self.average else nullcontext():
-                    self.steering.look(first + self.step - self.begin)
-            self._take(step, share)
+                    self.method.look(first + self.step)
+            self._take(step)
             self.step += 1
             after_step()
             if self.step % 10 == 0 and self._agreed([time.monotonic() - saved])[0] > SAVE_SECONDS:
@@ -356,13 +340,7 @@ class Run:
             line = {"epoch": self.epoch, "loss": round(loss, 5), f"validation_{r.score_name}": score}
             if self.source.damaged:
                 line["damaged_images"] = self.source.damaged
-            if self.compressor:
-                weights_zero, slices_zero = self.compressor.zeros()
-                line |= {
-                    "latent_bytes": self.compressor.coded_bytes(),
-                    "weights_zero": weights_zero,
-                    "slices_zero": slices_zero,
-                }
+            line |= self.method.line() if self.method else {}
         return line
 
     def fit(self, progress: bool = True, position: int = 0) -> Trained:
@@ -398,4 +376,6 @@ class Run:
         shown |= {"loss": f"{line['loss']:.3f}", **({"acc": f"{100 * score:.1f} %"} if name == "accuracy" else {name: f"{score:.4g}"})}
         if "latent_bytes" in line:
             shown |= {"kB": f"{line['latent_bytes'] / 1000:.2f}", "slices zero": f"{100 * line['slices_zero']:.0f} %"}
+        if "soft_flops_left" in line:
+            shown |= {"MACs": f"{100 * line['flops_left']:.0f} %", "softly": f"{100 * line['soft_flops_left']:.0f} %"}
         return shown

@@ -1,0 +1,212 @@
+"""What makes a network small while it trains: latents and their penalties (LilNetX), or masks and what they leave (surrogates).
+
+A `Run` asks the same of both, in this order at every step: `schedule`, `look`, `penalty` on top of the task's loss, and, when the
+optimisers have stepped, `stepped`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .compressor import reparameterize
+from .export import to_model
+from .optimise import optimizers, plain_optimizer, warm_cosine
+from .recipes import Recipe
+from .surrogate import low_rank, prune
+from .targets import Steering, Targets, mac_shares, weigh_by_macs
+
+SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
+ARRIVAL = 0.5  # share of the steps after which masks are cut; the rest of the training makes the best of what is left
+TRAVEL = 10.0  # learning rate of masks times steps
+PULL = 10.0  # what the square of the distance to the plan costs, in logarithms of the multiply-adds
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps in which a method works, from `begin` of all `steps`, and what it needs to know of the processes that share them.
+
+    agreed  gives every process the numbers of the first
+    noise   seed for noise that they must share, None for torch's own generator
+    """
+
+    begin: int
+    steps: int
+    agreed: Callable[[list[float]], list[float]] = list
+    noise: int | None = None
+
+    def done(self, step: int) -> float:
+        """Share of these steps before a step, 0 .. 1."""
+        return (step - self.begin) / max(self.steps - self.begin, 1)
+
+
+class Method(Protocol):
+    """What a training run needs of a way to make its network small. It changes the network in place when it is made."""
+
+    generator: torch.Generator | None
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """For all parameters of the network as it now is."""
+
+    def schedule(self, step: int) -> None:
+        """Set what depends on the step alone."""
+
+    def look(self, step: int) -> None:
+        """Measure and decide, before a step."""
+
+    def penalty(self) -> Tensor:
+        """What is added to the task's loss."""
+
+    def stepped(self) -> None:
+        """The optimisers have stepped."""
+
+    def line(self) -> dict:
+        """What is to be known at the end of an epoch."""
+
+    def state(self) -> dict:
+        """Everything besides parameters and buffers that a resumed run needs, as JSON knows it."""
+
+    def restore(self, state: dict) -> None:
+        """The inverse of `state`."""
+
+
+class LilNetX:
+    """Latents and their penalties, with the recipe's multipliers, or such as its targets need.
+
+    compressor, steering  of the network; steering is None without a target
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
+        self.model, self.recipe, self.span, self.share = model, recipe, span, 1.0
+        init = recipe.init if span.begin == 0 else "from_weights"
+        self.compressor = reparameterize(model, init=init, levels=recipe.levels, decoder=recipe.decoder or None)
+        self.compressor.rate_of = recipe.rate_of
+        if span.noise is not None:
+            self.compressor.generator = torch.Generator(next(model.parameters()).device).manual_seed(span.noise)
+        if recipe.weigh_macs:
+            weigh_by_macs(self.compressor, mac_shares(self.compressor, to_model(self.compressor, example)[0]))
+        self.targets, self.steering = Targets.of(recipe), None
+        if self.targets:
+            rates = [warm_cosine(n / span.steps, recipe.warmup) for n in range(span.begin, span.steps)]
+            self.steering = Steering(self.targets, self.compressor, example, rates, span.agreed, recipe.side_bits)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Of the rate's noise."""
+        return self.compressor.generator
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return optimizers(self.model, self.compressor, self.recipe)
+
+    def schedule(self, step: int) -> None:
+        r, done = self.recipe, self.span.done(step)
+        self.compressor.store_decoders(step >= (1 - r.stored_decoders) * self.span.steps)
+        if r.quantiser != "straight":
+            soft = min(done / r.hard, 1.0) if r.hard else 1.0
+            self.compressor.quantise_with(r.quantiser if soft < 1 else "straight", SOFTEST * (SHARPEST / SOFTEST) ** soft)
+        self.share = min(1.0, (step - self.span.begin) / max(r.ramp * (self.span.steps - self.span.begin), 1))
+
+    def look(self, step: int) -> None:
+        if self.steering:
+            self.steering.look(step - self.span.begin)
+
+    def multipliers(self) -> tuple[float, float]:
+        """Of rate and group prior; with a target, those of the recipe times what steers them.
+
+        A multiplier of 0 stays 0, except the one that the target needs: it then counts as 1.
+        """
+        rate, group, asked = self.recipe.lam_rate, self.recipe.lam_group, self.targets
+        if not self.steering:
+            return rate, group
+        rate, group = rate or float(asked.size is not None), group or float(asked.flops is not None or asked.slices is not None)
+        return rate * self.steering.rate, group * self.steering.group
+
+    def penalty(self) -> Tensor:
+        p, (rate, group) = self.compressor.penalty(), self.multipliers()
+        return self.share * (rate * p.rate + group * p.group + self.recipe.lam_l2 * p.l2)
+
+    def stepped(self) -> None:
+        pass
+
+    def line(self) -> dict:
+        weights_zero, slices_zero = self.compressor.zeros()
+        return {"latent_bytes": self.compressor.coded_bytes(), "weights_zero": weights_zero, "slices_zero": slices_zero}
+
+    def state(self) -> dict:
+        return self.steering.state() if self.steering else {}
+
+    def restore(self, state: dict) -> None:
+        if self.steering:
+            self.steering.restore(state)
+
+
+class Surrogate:
+    """Masks, whose soft multiply-adds are pulled along a plan to the share that is asked for, and there cut.
+
+    The plan falls exponentially until ARRIVAL; what is above it costs as a spring does. So nothing has to be known of the scale on
+    which the task's loss and the multiply-adds trade: the mask's entries pay until there are few enough of them.
+
+    pruned  see `lilnetx_mini.nn.surrogate`
+    """
+
+    generator = None
+
+    def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
+        self.recipe, self.span, self.target, self.plan = recipe, span, recipe.target_flops, 0.0
+        if not self.target:
+            raise InputError(f"method={recipe.method}: a share of the multiply-adds is needed, as --target-flops 0.5 or target_flops=0.5")
+        make = prune if recipe.method == "prune" else low_rank
+        self.pruned = make(model, example, form=recipe.form)
+        with torch.no_grad():
+            self.start = math.log(float(self.pruned.penalty()))
+        self.done = False
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        alpha = self.pruned.alpha
+        rest = [p for p in self.pruned.model.parameters() if p is not alpha]
+        rate = self.recipe.mask_lr or TRAVEL / max(self.span.steps - self.span.begin, 1)
+        return [plain_optimizer(rest, self.recipe), torch.optim.Adam([alpha], rate, fused=True)]
+
+    def schedule(self, step: int) -> None:
+        share = min(1.0, self.span.done(step) / ARRIVAL)
+        self.plan = (1 - share) * self.start + share * math.log(self.target)
+
+    def look(self, step: int) -> None:
+        if not self.done and self.span.done(step) >= ARRIVAL:
+            self.pruned.keep(self.target)
+            self.done = True
+
+    def penalty(self) -> Tensor:
+        if self.done:
+            return self.pruned.alpha.new_zeros(())
+        return PULL * (self.pruned.penalty().log() - self.plan).clamp_min(0).square()
+
+    def stepped(self) -> None:
+        self.pruned.project()
+
+    def line(self) -> dict:
+        c = self.pruned.counts()
+        return {
+            "flops_left": c.macs / c.dense_macs,
+            "soft_flops_left": c.soft_macs / c.dense_macs,
+            "weights_zero": 1 - c.weights / c.dense_weights,
+            "slices_zero": 1 - c.slices / max(c.dense_slices, 1),
+        }
+
+    def state(self) -> dict:
+        return {"done": self.done, "start": self.start, "alive": self.pruned.alive.int().tolist()}
+
+    def restore(self, state: dict) -> None:
+        self.done, self.start = state["done"], state["start"]
+        self.pruned.alive.copy_(torch.tensor(state["alive"], dtype=torch.bool))
+
+
+def method(model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> Method:
+    """The recipe's method; the network is changed in place."""
+    return (LilNetX if recipe.method == "lilnetx" else Surrogate)(model, example, recipe, span)

@@ -1,0 +1,94 @@
+"""Surrogates as a method of training: the plan, the cut, resuming, and the file at the end."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_options import SMALL
+from torch import nn
+
+from lilnetx_mini import InputError, lnx
+from lilnetx_mini.nn import recipes
+from lilnetx_mini.nn.method import ARRIVAL, Surrogate
+from lilnetx_mini.nn.report import main_job, table
+from lilnetx_mini.nn.targets import slice_macs
+from lilnetx_mini.nn.train import Run
+
+pytest.importorskip("torch_pruning")
+
+PRUNE = {"method": "prune", "target_flops": 0.5, "epochs": 6}
+
+
+@pytest.mark.parametrize("method", ["prune", "low_rank"])
+def test_a_training_meets_its_target_and_ends_in_a_smaller_network_that_runs_without_torch(method, tmp_path):
+    changes = {"method": method, "target_flops": "0.5", "epochs": "6"}
+    report = main_job("digits", changes, [0], tmp_path, plain=False, progress=False)
+    (row,) = report["compressed"]
+    assert 0.45 < row["flops_left"] <= 0.5 and row["runtime_difference"] < 1e-4
+    assert row["file_accuracy"] == pytest.approx(row["module_accuracy"], abs=1e-6) and row["file_accuracy"] > 0.8
+    assert abs(row["file_accuracy"] - row["test_accuracy"]) < 0.03
+    dense, _ = slice_macs(lnx.read(report["file"]))  # that of the smaller network
+    whole, _ = slice_macs(lnx.read(main_job("digits", {"epochs": "1"}, [0], tmp_path / "whole", plain=False, progress=False)["file"]))
+    assert dense == pytest.approx(row["flops_left"] * whole)
+    assert "asked for 50.0% of the multiply-adds" in table(report)
+
+
+def test_soft_counts_follow_the_plan_and_what_is_cut_meets_the_target(tmp_path):
+    run = Run(replace(recipes.get("digits"), **PRUNE | {"epochs": 20}), 0, tmp_path)
+    metrics = run.fit(progress=False).metrics
+    for line in metrics[3 : round(20 * ARRIVAL)]:
+        plan = 0.5 ** (line["epoch"] / (20 * ARRIVAL))
+        assert plan * 0.9 < line["soft_flops_left"] < plan * 1.15
+    after = [line["flops_left"] for line in metrics[round(20 * ARRIVAL) :]]
+    assert all(0.45 < x <= 0.5 for x in after) and after[0] == after[-1]
+    assert metrics[-1]["weights_zero"] > 0.2 and metrics[-1]["slices_zero"] > 0.2
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_run_stopped_before_or_after_the_cut_resumes_to_the_same_numbers(stop, tmp_path):
+    recipe = replace(SMALL, **PRUNE)
+    whole = Run(recipe, 0, tmp_path / "whole")
+    whole.fit(progress=False)
+    part = Run(recipe, 0, tmp_path / "part")
+    while part.epoch < stop:
+        loss = part._epoch()
+        part.epoch += 1
+        part.metrics.append(part._line(loss))
+        part._save()
+    again = Run(recipe, 0, tmp_path / "part")
+    assert again.resume() and again.method.done == (stop == 4)
+    again.fit(progress=False)
+    assert again.metrics == whole.metrics
+    pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) and torch.equal(whole.method.pruned.alive, again.method.pruned.alive)
+
+
+def test_the_penalty_is_a_spring_above_the_plan_and_nothing_below_it_or_after_the_cut(tmp_path):
+    method = Run(replace(SMALL, **PRUNE), 0, tmp_path).method
+    assert isinstance(method, Surrogate)
+    soft = method.pruned.penalty().item()
+    method.plan = math.log(soft) - 0.1
+    assert method.penalty().item() == pytest.approx(10 * 0.1**2, rel=1e-3)
+    method.plan = math.log(soft) + 0.1
+    assert method.penalty().item() == 0
+    method.look(10**6)
+    method.plan = -10.0
+    assert method.done and method.penalty().item() == 0 and method.pruned.counts().macs <= 0.5 * method.pruned.counts().dense_macs
+
+
+def test_masks_have_an_optimiser_of_their_own_without_weight_decay(tmp_path):
+    run = Run(replace(SMALL, **PRUNE, optimizer="sgd", weight_decay=0.1, lr=0.05), 0, tmp_path)
+    weights, masks = run.optimizers
+    assert [p is run.method.pruned.alpha for g in masks.param_groups for p in g["params"]] == [True]
+    assert not any(p is run.method.pruned.alpha for g in weights.param_groups for p in g["params"])
+    assert all(g["weight_decay"] == 0 for g in masks.param_groups)
+
+
+def test_a_surrogate_without_a_target_and_a_network_without_channels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--target-flops"):
+        Run(replace(SMALL, method="prune"), 0, tmp_path)
+    with pytest.raises(InputError, match="no channels that could go"):
+        Run(replace(SMALL, **PRUNE, model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), 0, tmp_path)
+    with pytest.raises(InputError, match="'lilnetx' and 'prune' and 'low_rank' are the choices"):
+        recipes.get("digits", {"method": "magic"})
