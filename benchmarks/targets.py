@@ -7,7 +7,8 @@ fixed multipliers around the recipe's. `error` is (got - asked) / asked. The acc
 five multipliers at that size, or at that share of the multiply-adds: the line through the points of fixed multipliers, the measure on
 a logarithmic scale, read at what was got. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/ and
 cifar-10-batches-py/. Trainings resume, and those that are done are not repeated; neither are those with fixed multipliers that the
-JSON file holds already, as no target changes them.
+JSON file holds already from such a machine, as no target changes them. From another one they are: processors that add in another
+order train other networks, and a short training of ResNet-20 may then differ by two points.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def record(path: Path, name: str, row: dict) -> None:
 
 
 def remembered(row: dict, todo: dict[tuple, tuple]) -> dict[tuple, dict]:
-    """Of a row of the JSON file, the results of fixed multipliers that are to be had."""
+    """Of a row of the JSON file, the results of fixed multipliers that are to be had, if they were made on such a machine."""
+    made, now = row.get("fixed_made", row.get("made", {})), circumstances()
+    if any(made.get(key) != now[key] for key in ("machine", "versions")):
+        return {}
     fixed = {key: call for key, call in todo.items() if key[0] == "fixed"}
     return {key: r for key, (_, *call, _) in fixed.items() for r in row.get("fixed", []) if [r["changes"], r["seed"]] == call}
 
