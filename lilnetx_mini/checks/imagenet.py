@@ -97,7 +97,7 @@ def crop_box(answer: Callable[[int, int, np.random.Generator], Box]) -> Verdict:
             raise Wrong("the same rng gave two different rows of boxes: draw every random number from rng, or runs cannot be repeated")
         if np.array_equal(first[0], first[1]):
             raise Wrong("two boxes in a row are the same: draw from rng, and make no generator of your own")
-        width, height, count = 500, 333, 3000
+        width, height, count = 500, 333, 6000
         boxes = _many(answer, width, height, count, int(np.random.default_rng().integers(2**31)))
         _aspects(boxes, width, height)
         left, top, right, bottom = boxes.T
@@ -105,9 +105,9 @@ def crop_box(answer: Callable[[int, int, np.random.Generator], Box]) -> Verdict:
         share, aspect = w * h / (width * height), w / h
         if share.min() < SMALLEST - 1e-6:
             raise Wrong(f"a box covers {100 * share.min():.2f} % of the photograph: at least 8 % are asked for")
-        want = _reference(width, height, 4 * count, np.random.default_rng())
+        want = _reference(width, height, 10 * count, np.random.default_rng())
         if _differs(share, want[:, 0]) > 2.3:
-            if _differs(share, _reference(width, height, 4 * count, np.random.default_rng(), root=True)[:, 0]) < 2.3:
+            if _differs(share, _reference(width, height, 10 * count, np.random.default_rng(), root=True)[:, 0]) < 2.3:
                 raise Wrong(f"the median box covers {np.median(share):.3f} of the photograph: the area is uniform, not its square root")
             raise Wrong(f"the median box covers {np.median(share):.3f} of the photograph, and should cover {np.median(want[:, 0]):.3f}: "
                         "the area is uniform between 8 and 100 %, and what does not fit is drawn again, both numbers")  # fmt: skip
