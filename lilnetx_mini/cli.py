@@ -67,6 +67,10 @@ ModelOption = Annotated[
     str | None,
     typer.Option(metavar="MODULE:NAME", help="train a network of your own, made by a class or function without arguments"),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="start from trained weights: a checkpoint of torch whose tensors fit, by name or in their order"),
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data-dir", help="folder of the data sets [default: LILNETX_DATA, else they are downloaded]")
 ]
@@ -83,6 +87,7 @@ def train(
     seeds: SeedsOption = "0",
     settings: SetOption = None,
     model: ModelOption = None,
+    weights: WeightsOption = None,
     data_dir: DataOption = None,
     target_size: Annotated[
         str | None, typer.Option(metavar="BYTES", help="bytes that the whole file should take: 40kB, 1.5MB, 3000")
@@ -114,7 +119,7 @@ def train(
 
     given = {"target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
     asked = {key: str(_OVER[key](text)) for key, text in given.items() if text is not None}
-    changes, chosen = _changes(settings, model, data_dir) | asked, _seeds(seeds)
+    changes, chosen = _changes(settings, model, weights, data_dir) | asked, _seeds(seeds)
     told = {} if max_accuracy_drop is None else {"max_accuracy_drop": f"{max_accuracy_drop:g}"}
     folder, options = _folder(out, recipe, changes | told), (fresh, jobs, not quiet, _device(device))
     if max_accuracy_drop is not None:
@@ -149,6 +154,7 @@ def sweep(
     seeds: SeedsOption = "0",
     settings: SetOption = None,
     model: ModelOption = None,
+    weights: WeightsOption = None,
     data_dir: DataOption = None,
     fresh: FreshOption = False,
     jobs: JobsOption = None,
@@ -168,7 +174,7 @@ def sweep(
         raise InputError(f"{'only ' if given else ''}one of {options} is needed, with values and commas")
     ((key, text),) = given.items()
     values = [_OVER[key](v) for v in text.split(",")]
-    changes, chosen = _changes(settings, model, data_dir), _seeds(seeds)
+    changes, chosen = _changes(settings, model, weights, data_dir), _seeds(seeds)
     folder = _folder(out, f"sweep-{recipe}", changes)
     options = {"fresh": fresh, "jobs": jobs, "progress": not quiet, "device": _device(device)}
     with _resumable():
@@ -362,10 +368,11 @@ def _resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _changes(settings: list[str] | None, model: str | None, data_dir: Path | None) -> dict[str, str]:
+def _changes(settings: list[str] | None, model: str | None, weights: str | None, data_dir: Path | None) -> dict[str, str]:
     """Settings of the recipe to change; the data folder goes to the environment, for all processes to see."""
     _use_data(data_dir)
-    return dict(_pair(s) for s in settings or []) | ({"own_model": model} if model else {})
+    named = {"own_model": model, "weights": weights}
+    return dict(_pair(s) for s in settings or []) | {k: v for k, v in named.items() if v}
 
 
 def _use_data(data_dir: Path | None) -> None:

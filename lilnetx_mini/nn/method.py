@@ -84,7 +84,7 @@ class LilNetX:
 
     def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
         self.model, self.recipe, self.span, self.share = model, recipe, span, 1.0
-        init = recipe.init if span.begin == 0 else "from_weights"
+        init = recipe.init if span.begin == 0 and not recipe.weights else "from_weights"
         self.compressor = reparameterize(model, init=init, levels=recipe.levels, decoder=recipe.decoder or None)
         self.compressor.rate_of = recipe.rate_of
         if span.noise is not None:

@@ -121,6 +121,14 @@ def with_pixel_norm(model: nn.Module, channels: int = 3) -> nn.Module:
     return nn.Sequential(OrderedDict(pixels=nn.BatchNorm2d(channels, affine=False), network=model))
 
 
+@torch.no_grad()
+def set_pixel_norm(model: nn.Module, images: Tensor) -> None:
+    """Mean and variance of the pixels of images (N, C, H, W) for the norm layer of `with_pixel_norm`, as if it had seen them for long."""
+    variance, mean = torch.var_mean(images.to(model.pixels.running_mean), (0, 2, 3))
+    model.pixels.running_mean.copy_(mean)
+    model.pixels.running_var.copy_(variance)
+
+
 def lenet5() -> nn.Module:
     """LeNet5 as in the Caffe examples: two 5x5 convolutions and two dense layers, 431,080 parameters. Input (N, 1, 28, 28)."""
     return nn.Sequential(

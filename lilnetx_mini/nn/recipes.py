@@ -45,6 +45,7 @@ class Recipe:
     target_size        bytes that the whole file may take, and
     target_flops       multiply-adds that may be left, as a share of the dense network's, and
     target_slices      share of slices that should be zero: multipliers then follow the gap, see `nn.targets`; 0 for none
+    weights            file with trained weights to start from, of torch, see `nn.weights`; "" for none
     shift              images move by up to this many pixels
     flip               1: half of the images are mirrored left to right
     cutout             side of a square of zeros in every image; 0 for none
@@ -103,6 +104,7 @@ class Recipe:
     target_size: float = 0.0
     target_flops: float = 0.0
     target_slices: float = 0.0
+    weights: str = ""
     shift: int = 0
     flip: int = 0
     cutout: int = 0
@@ -171,6 +173,7 @@ CHOICES = {
     "quantiser": ("straight", "noise", "soft"),
     "rate_of": ("noise", "rounded"),
 }
+TEXTS = ("weights",)
 FROM_ZERO = (  # whole numbers that may be 0
     "images", "shift", "flip", "cutout", "channels_last", "compile", "bf16", "workers", "weigh_macs",
 )  # fmt: skip
@@ -189,7 +192,7 @@ def get(name: str, changes: dict[str, str] | None = None) -> Recipe:
     if own:
         recipe = dataclasses.replace(recipe, model=_factory(own), own_model=own)
     types = {f.name: type(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
-    types = {k: t for k, t in types.items() if t in (int, float) or k in CHOICES}
+    types = {k: t for k, t in types.items() if t in (int, float) or k in CHOICES or k in TEXTS}
     return dataclasses.replace(recipe, **{k: _value(k, text, types) for k, text in changes.items()})
 
 
@@ -219,6 +222,8 @@ def _factory(where: str) -> Callable[[], nn.Module]:
 def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
     if key not in types:
         raise InputError(f"the recipe has no setting {key!r}{_meant(key, types)}: there are {', '.join(types)}")
+    if key in TEXTS:
+        return text
     if key in CHOICES:
         if text not in CHOICES[key]:
             raise InputError(f"{key}={text!r}: {' and '.join(map(repr, CHOICES[key]))} are the choices")

@@ -27,11 +27,14 @@ from .compressor import Compressor
 from .data import Step, in_order, source
 from .distributed import ALONE, World, join
 from .method import Method, Span, method
+from .models import set_pixel_norm
 from .objective import Objective
 from .optimise import clip, optimizers, warm_cosine
 from .recipes import Recipe
 from .targets import Steering, Targets
+from .weights import load_weights
 
+SEEN = 5000  # images whose pixels are measured for a network that was trained elsewhere
 SAVE_SECONDS = 600  # within an epoch, a checkpoint at least this often
 DEFAULTS = {f.name: f.default for f in fields(Recipe) if isinstance(f.default, (int, float, str))}
 
@@ -131,6 +134,8 @@ class Run:
         self._before = self.generator.get_state()  # the generator at the start of the epoch
         self._total = torch.zeros((), device=self.device, dtype=torch.float64)  # of losses in the epoch
         self.model = recipe.model().to(self.device)
+        if recipe.weights:
+            self._start_from(recipe.weights)
         classes = int(self.splits.train.y.max()) + 1 if recipe.loss is None else 0
         probe.check(self.model, self.example(), recipe, classes)
         self.method: Method | None = None
@@ -155,6 +160,12 @@ class Run:
         if not images:
             raise InputError(f"none of {len(self.splits.validation)} validation images can be read")
         return torch.cat(images)
+
+    def _start_from(self, weights: str) -> None:
+        """Trained weights; where they know nothing of the pixels' mean and variance, those of training images."""
+        if load_weights(self.model, weights):
+            images = [torch.from_numpy(x) for x, _ in islice(batches(self.splits.train, [], 250), SEEN // 250)]
+            set_pixel_norm(self.model, torch.cat(images))
 
     def _compress(self) -> None:
         """From here on the network is made small, and the optimisers start anew."""
