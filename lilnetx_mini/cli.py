@@ -1,4 +1,4 @@
-"""The command line: ``lilnetx train | sweep | info | evaluate | predict | bench | export``."""
+"""The command line: ``lilnetx train | prune | factor | sweep | info | evaluate | predict | bench | export``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -76,6 +76,8 @@ DataOption = Annotated[
 ]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="start again, even where there is a checkpoint to resume")]
 JobsOption = Annotated[int | None, typer.Option(min=1, help="runs at a time [default: as many as there are processors for]")]
+PlainOption = Annotated[bool, typer.Option(help="train the plain network too, to compare")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="show shapes, memory, steps and time, and train nothing")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
@@ -102,11 +104,11 @@ def train(
         float | None,
         typer.Option(metavar="POINTS", help="find the smallest file at most so many points below the plain network: several runs"),
     ] = None,
-    plain: Annotated[bool, typer.Option(help="train the plain network too, to compare")] = True,
+    plain: PlainOption = True,
     fresh: FreshOption = False,
     jobs: JobsOption = None,
     device: DeviceOption = "cpu",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show shapes, memory, steps and time, and train nothing")] = False,
+    dry_run: DryOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a recipe, write its .lnx file, evaluate it in a fresh process, and show sizes and accuracies.
@@ -114,12 +116,70 @@ def train(
     With a target, the multipliers of the penalties follow the gap to it. A run that was interrupted continues where its last
     checkpoint stands, to the same numbers. torchrun ... -m lilnetx_mini train ... uses several processes or machines.
     """
+    given = {"target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
+    asked = {key: str(_OVER[key](text)) for key, text in given.items() if text is not None}
+    changes = _changes(settings, model, weights, data_dir) | asked
+    _train(recipe, changes, seeds, max_accuracy_drop, out, plain, fresh, jobs, device, dry_run, quiet)
+
+
+def _masks(method: str, does: str) -> Callable[..., None]:
+    """A command that trains a recipe with masks."""
+
+    def command(
+        recipe: RecipeArgument,
+        target_flops: Annotated[str, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")],
+        out: OutOption = None,
+        seeds: SeedsOption = "0",
+        settings: SetOption = None,
+        model: ModelOption = None,
+        weights: WeightsOption = None,
+        data_dir: DataOption = None,
+        plain: PlainOption = True,
+        fresh: FreshOption = False,
+        jobs: JobsOption = None,
+        device: DeviceOption = "cpu",
+        dry_run: DryOption = False,
+        quiet: QuietOption = False,
+    ) -> None:
+        asked = {"method": method, "target_flops": str(_share(target_flops))}
+        changes = _changes(settings, model, weights, data_dir) | asked
+        _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
+
+    command.__doc__ = f"""{does}
+
+    The network that is trained, or that --weights holds, has the mask's entries as further weights; at half of the steps (--set
+    arrival=0.5) the smallest are cut until no more is left than was asked for, and the rest of the training makes the best of it. The
+    file holds the smaller network. It is `lilnetx train RECIPE --set method={method}`, with the same options.
+    """
+    return command
+
+
+app.command("prune", epilog="Example: lilnetx prune digits --target-flops 0.5 --set epochs=20")(
+    _masks("prune", "Train a recipe so that channels can go: fewer multiply-adds, a narrower network.")
+)
+app.command("factor", epilog="Example: lilnetx factor digits --target-flops 0.5 --set epochs=20")(
+    _masks("low_rank", "Train a recipe whose layers become two each, with few channels in between: fewer multiply-adds.")
+)
+
+
+def _train(
+    recipe: str,
+    changes: dict[str, str],
+    seeds: str,
+    max_accuracy_drop: float | None,
+    out: Path | None,
+    plain: bool,
+    fresh: bool,
+    jobs: int | None,
+    device: str,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """What `train` and its relatives do with a recipe and the settings to change."""
     from .nn import estimate, recipes, report
     from .nn import sweep as several
 
-    given = {"target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
-    asked = {key: str(_OVER[key](text)) for key, text in given.items() if text is not None}
-    changes, chosen = _changes(settings, model, weights, data_dir) | asked, _seeds(seeds)
+    chosen = _seeds(seeds)
     told = {} if max_accuracy_drop is None else {"max_accuracy_drop": f"{max_accuracy_drop:g}"}
     folder, options = _folder(out, recipe, changes | told), (fresh, jobs, not quiet, _device(device))
     if max_accuracy_drop is not None:

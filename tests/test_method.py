@@ -1,5 +1,6 @@
 """Surrogates as a method of training: the plan, the cut, resuming, and the file at the end."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 from test_options import SMALL
 from torch import nn
+from typer.testing import CliRunner
 
 from lilnetx_mini import InputError, lnx
+from lilnetx_mini.cli import app
 from lilnetx_mini.nn import recipes
-from lilnetx_mini.nn.method import ARRIVAL, Surrogate
+from lilnetx_mini.nn.method import Surrogate
 from lilnetx_mini.nn.report import main_job, table
 from lilnetx_mini.nn.targets import slice_macs
 from lilnetx_mini.nn.train import Run
@@ -35,12 +38,12 @@ def test_a_training_meets_its_target_and_ends_in_a_smaller_network_that_runs_wit
 
 
 def test_soft_counts_follow_the_plan_and_what_is_cut_meets_the_target(tmp_path):
-    run = Run(replace(recipes.get("digits"), **PRUNE | {"epochs": 20}), 0, tmp_path)
+    run = Run(replace(recipes.get("digits"), **PRUNE | {"epochs": 20, "arrival": 0.6}), 0, tmp_path)
     metrics = run.fit(progress=False).metrics
-    for line in metrics[3 : round(20 * ARRIVAL)]:
-        plan = 0.5 ** (line["epoch"] / (20 * ARRIVAL))
+    for line in metrics[3:12]:
+        plan = 0.5 ** (line["epoch"] / 12)
         assert plan * 0.9 < line["soft_flops_left"] < plan * 1.15
-    after = [line["flops_left"] for line in metrics[round(20 * ARRIVAL) :]]
+    after = [line["flops_left"] for line in metrics[12:]]
     assert all(0.45 < x <= 0.5 for x in after) and after[0] == after[-1]
     assert metrics[-1]["weights_zero"] > 0.2 and metrics[-1]["slices_zero"] > 0.2
 
@@ -92,3 +95,17 @@ def test_a_surrogate_without_a_target_and_a_network_without_channels_are_refused
         Run(replace(SMALL, **PRUNE, model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), 0, tmp_path)
     with pytest.raises(InputError, match="'lilnetx' and 'prune' and 'low_rank' are the choices"):
         recipes.get("digits", {"method": "magic"})
+
+
+@pytest.mark.parametrize(("command", "method"), [("prune", "prune"), ("factor", "low_rank")])
+def test_commands_train_with_masks_from_weights_of_the_users(command, method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": recipes.get("digits").model().state_dict()}, "w.pt")
+    given = ["digits", "--target-flops", "60%", "--weights", "w.pt", "--set", "epochs=1", "--no-plain", "--quiet"]
+    done = CliRunner().invoke(app, [command, *given])
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "runs" / f"digits-epochs=1-method={method}-target_flops=0.6-weights=w.pt"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["asked"] == {"target_flops": 0.6} and report["compressed"][0]["flops_left"] <= 0.6
+    assert "asked for 60.0% of the multiply-adds" in done.output
+    assert CliRunner().invoke(app, [command, "digits"]).exit_code == 2  # what should be left has to be said

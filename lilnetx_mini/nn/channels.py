@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .compressor import TRANSPOSED
+from .export import NORMS
 from .factored import Factored
 from .shrink import Cutter, unread
 
@@ -69,6 +70,7 @@ class Channels:
 
     groups         list of `Group`, G of them
     layers         list of `Layer`, L of them
+    norms          name of every norm layer to (C,) unit of its channels, or STAYS
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor, only: tuple[str, ...] = ("*",)) -> None:
@@ -77,7 +79,8 @@ class Channels:
         known = set(cutter.layers)
         modules = [m for m in model.modules() if m in known]
         named = {n for n, m in enumerate(modules) if any(fnmatch(cutter.names[m], pattern) for pattern in only)}
-        sides = _candidates(_sides(cutter, modules), named)
+        sides, norms = _sides(cutter, modules)
+        sides = _candidates(sides, named)
         sides, self.groups = _grouped(_proved(model, example_input, modules, sides), [cutter.names[m] for m in modules])
         if not self.groups:
             where = "" if only == ("*",) else f" in layers called {' or '.join(only)}"
@@ -85,6 +88,10 @@ class Channels:
         costs, sizes = _costs(model, modules, example_input), [math.prod(m.weight.shape[2:]) for m in modules]
         self.layers = [Layer(cutter.names[m], *x) for m, *x in zip(modules, *zip(*sides, strict=True), costs, sizes, strict=True)]
         self._costs, self._sizes = (torch.tensor(x, dtype=torch.float64) for x in (costs, sizes))
+        self.norms: dict[str, Units] = {}
+        for norm, n, there, root in norms:
+            units = self.norms.setdefault(cutter.names[norm], np.full(norm.num_features, STAYS))
+            units[there] = self.layers[n].makes[root]
         number = {x.name: n for n, x in enumerate(self.layers)}
         factored = [name for name, module in model.named_modules() if isinstance(module, Factored)]
         self._pairs = [(number[f"{name}.first"], number[f"{name}.second"]) for name in factored]
@@ -119,8 +126,14 @@ class Channels:
         """The same for kernels of more than one position."""
         return self._total((self._sizes > 1).double(), counts, merged)
 
+    def to(self, device: torch.device | str) -> Channels:
+        """Compute where the counts lie; returns itself."""
+        for name in ("_costs", "_sizes", "_makes", "_reads"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
     def _total(self, each: Tensor, counts: Tensor, merged: bool) -> Tensor:
-        left = torch.cat([counts.double(), torch.ones(1, dtype=torch.float64)])
+        left = torch.cat([counts.double(), torch.ones(1, dtype=torch.float64, device=counts.device)])
         makes, reads = self._makes @ left, self._reads @ left
         rows = each * makes * reads
         total = rows.sum()
@@ -155,14 +168,17 @@ def _costs(model: nn.Module, layers: list[nn.Module], example: Tensor) -> list[i
 # ---- units
 
 
-def _sides(cutter: Cutter, layers: list[nn.Module]) -> list[tuple[Units, Units]]:
-    """Units of the channels that every layer makes, and of those that it reads; numbered anyhow."""
-    graph = cutter.graph
+def _sides(cutter: Cutter, layers: list[nn.Module]) -> tuple[list[tuple[Units, Units]], list[tuple[nn.Module, int, Units, Units]]]:
+    """Units of the channels that every layer makes, and of those that it reads; numbered anyhow.
+
+    And what norm layers have of them: (norm layer, number of a layer, channels of the one, those of the other that they go with).
+    """
+    graph, norms = cutter.graph, []
     widths = [n for m in layers for n in (graph.get_out_channels(m), graph.get_in_channels(m) // getattr(m, "groups", 1))]
     ends = np.cumsum([0, *widths])
     first = {(m, made): ends[2 * n + (not made)] for n, m in enumerate(layers) for made in (True, False)}
     stays, joined = np.zeros(ends[-1], bool), [np.zeros((2, 0), np.int64)]
-    for m, width, reads in zip(layers, widths[::2], widths[1::2], strict=True):
+    for n, (m, width, reads) in enumerate(zip(layers, widths[::2], widths[1::2], strict=True)):
         stays[first[m, False] : first[m, False] + reads] = grouped(m)
         here = first[m, True] + np.arange(width)
         try:
@@ -172,14 +188,16 @@ def _sides(cutter: Cutter, layers: list[nn.Module]) -> list[tuple[Units, Units]]
             continue
         for (node, cut), pairs in coupled.items():
             stays[here[sorted(cutter.fixed(node, pairs))]] = True
+            there, root = np.array([tuple(p) for p in pairs]).T
+            if isinstance(node.module, NORMS):
+                norms.append((node.module, n, there, root))
             start = first.get((node.module, cutter.gives(cut)))
             if start is not None and not (grouped(node.module) and not cutter.gives(cut)):
-                there, root = np.array([tuple(p) for p in pairs]).T
                 joined.append(np.stack([start + there, here[root]]))
     unit = _joined(ends[-1], *np.concatenate(joined, 1))
     unit = np.where(np.isin(unit, unit[stays]), STAYS, unit)
     parts = np.split(unit, ends[1:-1])
-    return list(zip(parts[::2], parts[1::2], strict=True))
+    return list(zip(parts[::2], parts[1::2], strict=True)), norms
 
 
 def _joined(count: int, a: Units, b: Units) -> Units:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .compressor import reparameterize
+from .criteria import evenly, magnitudes, scales
 from .export import to_model
 from .optimise import optimizers, plain_optimizer, warm_cosine
 from .recipes import Recipe
@@ -23,7 +24,6 @@ from .surrogate import low_rank, prune
 from .targets import Steering, Targets, mac_shares, weigh_by_macs
 
 SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
-ARRIVAL = 0.5  # share of the steps after which masks are cut; the rest of the training makes the best of what is left
 TRAVEL = 10.0  # learning rate of masks times steps
 PULL = 10.0  # what the square of the distance to the plan costs, in logarithms of the multiply-adds
 
@@ -149,10 +149,10 @@ class LilNetX:
 class Surrogate:
     """Masks, whose soft multiply-adds are pulled along a plan to the share that is asked for, and there cut.
 
-    The plan falls exponentially until ARRIVAL; what is above it costs as a spring does. So nothing has to be known of the scale on
-    which the task's loss and the multiply-adds trade: the mask's entries pay until there are few enough of them.
+    The plan falls exponentially until the recipe's arrival; what is above it costs as a spring does. So nothing has to be known of the
+    scale on which the task's loss and the multiply-adds trade: the mask's entries pay until there are few enough of them.
 
-    pruned  see `lilnetx_mini.nn.surrogate`
+    pruned  see `lilnetx_mini.nn.surrogate`. Where another criterion than the surrogate chooses, masks stay ones until they are cut
     """
 
     generator = None
@@ -163,6 +163,9 @@ class Surrogate:
             raise InputError(f"method={recipe.method}: a share of the multiply-adds is needed, as --target-flops 0.5 or target_flops=0.5")
         make = prune if recipe.method == "prune" else low_rank
         self.pruned = make(model, example, form=recipe.form)
+        if recipe.criterion in ("scales", "magnitude", "uniform"):
+            self.pruned.alpha.requires_grad_(False).fill_(1.0)
+            self.scores()  # what cannot be had is known at once
         with torch.no_grad():
             self.start = math.log(float(self.pruned.penalty()))
         self.done = False
@@ -170,21 +173,39 @@ class Surrogate:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         alpha = self.pruned.alpha
         rest = [p for p in self.pruned.model.parameters() if p is not alpha]
+        if not alpha.requires_grad:
+            return [plain_optimizer(rest, self.recipe)]
         rate = self.recipe.mask_lr or TRAVEL / max(self.span.steps - self.span.begin, 1)
         return [plain_optimizer(rest, self.recipe), torch.optim.Adam([alpha], rate, fused=True)]
 
     def schedule(self, step: int) -> None:
-        share = min(1.0, self.span.done(step) / ARRIVAL)
+        share = min(1.0, self.span.done(step) / max(self.recipe.arrival, 1e-9))
         self.plan = (1 - share) * self.start + share * math.log(self.target)
 
     def look(self, step: int) -> None:
-        if not self.done and self.span.done(step) >= ARRIVAL:
-            self.pruned.keep(self.target)
+        if not self.done and self.span.done(step) >= self.recipe.arrival:
+            if self.recipe.criterion == "surrogate":
+                self.pruned.keep(self.target)
+            else:
+                self.pruned.cut(self.scores().detach(), self.target)
             self.done = True
 
+    def scores(self) -> Tensor:
+        """Of the recipe's criterion, (units,): the smallest go first."""
+        by = self.recipe.criterion
+        if by == "scales":
+            return scales(self.pruned)
+        if by in ("magnitude", "uniform"):
+            each = magnitudes(self.pruned)
+            return each if by == "magnitude" else evenly(each, self.pruned.channels.units)
+        return self.pruned.alpha
+
     def penalty(self) -> Tensor:
-        if self.done:
+        by = self.recipe.criterion
+        if self.done or by in ("magnitude", "uniform"):
             return self.pruned.alpha.new_zeros(())
+        if by != "surrogate":
+            return self.recipe.lam_mask * self.scores().mean()
         return PULL * (self.pruned.penalty().log() - self.plan).clamp_min(0).square()
 
     def stepped(self) -> None:

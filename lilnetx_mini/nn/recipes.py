@@ -31,9 +31,13 @@ class Recipe:
     plain_lr           the same for the plain network: each side of a comparison trains at its own best
     method             "lilnetx" (latents and their penalties); or masks over channels, "prune", or over the channels in between of layers
                        in two, "low_rank": what `target_flops` asks for is then reached halfway through, see `nn.surrogate`
+    criterion          what decides which channels go: "surrogate", masks that are learned with the multiply-adds' soft counts; or, to
+                       compare, "l1" of masks, "scales" of norm layers, "magnitude" of kernels, or the same share everywhere, "uniform"
+    arrival            share of the steps after which they are cut
+    lam_mask           multiplier of the mean of masks, or of norm layers' scales, for "l1" and "scales"
     form               of masks' soft counts: "squared" or "root"
     mask_lr            peak rate of masks, with Adam always; 0 for 10 divided by the steps, with which an entry can go from 1 to 0 some
-                       three times before masks are cut
+                       three times before masks are cut halfway
     density_lr         the same for the densities, with Adam always
     decoder_lr         the same for decoders, and
     rest_lr            for everything that is not compressed; 0 for both: as the latents (with "sgd", decoders then stay as they are)
@@ -88,6 +92,9 @@ class Recipe:
     lr: float = 0.01
     plain_lr: float = 0.01
     method: str = "lilnetx"
+    criterion: str = "surrogate"
+    arrival: float = 0.5
+    lam_mask: float = 1.0
     form: str = "squared"
     mask_lr: float = 0.0
     density_lr: float = 0.01
@@ -164,9 +171,11 @@ RECIPES = {r.name: r for r in (
 )}
 # fmt: on
 
+CRITERIA = ("surrogate", "l1", "scales", "magnitude", "uniform")
 CHOICES = {
     "optimizer": ("adam", "sgd"),
     "method": ("lilnetx", "prune", "low_rank"),
+    "criterion": CRITERIA,
     "form": FORMS,
     "init": ("random", "from_weights"),
     "decoder": ("", "full", "diagonal", "scalar", "dct"),
@@ -177,7 +186,7 @@ TEXTS = ("weights",)
 FROM_ZERO = (  # whole numbers that may be 0
     "images", "shift", "flip", "cutout", "channels_last", "compile", "bf16", "workers", "weigh_macs",
 )  # fmt: skip
-SHARES = ("start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
+SHARES = ("arrival", "start", "ramp", "warmup", "distill", "label_smoothing", "ema", "stored_decoders", "hard")
 
 
 def get(name: str, changes: dict[str, str] | None = None) -> Recipe:

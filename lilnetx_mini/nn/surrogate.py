@@ -69,12 +69,13 @@ class Pruned:
     """
 
     def __init__(self, model: nn.Module, channels: Channels, example: Tensor, form: str, seed: int) -> None:
-        self.model, self.channels, self.example, self.form = model, channels, example, form
         device = next(model.parameters()).device
+        self.model, self.channels, self.example, self.form = model, channels.to(device), example, form
         noise = torch.rand(sum(channels.units), generator=torch.Generator().manual_seed(seed))
         self.alpha = nn.Parameter((1 - JITTER * noise).to(device))
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
-        self._dense = channels.macs(torch.tensor(channels.units), merged=True)
+        self._full = torch.tensor(channels.units, device=device)
+        self._dense = channels.macs(self._full, merged=True)
         for layer in channels.layers:
             module = model.get_submodule(layer.name)
             ranked = model.get_submodule(layer.name.rpartition(".")[0])
@@ -88,7 +89,7 @@ class Pruned:
     def penalty(self) -> Tensor:
         """Soft multiply-adds over those of the whole network; 0-d, 0 .. 1. Multiply it and add it to the task's loss."""
         counts = torch.stack([soft_count(a, self.form) for a in self.alpha.split(self.channels.units)])
-        return (self.channels.macs(counts.cpu()) / self._dense).float()
+        return (self.channels.macs(counts) / self._dense).float()
 
     @torch.no_grad()
     def project(self) -> None:
@@ -100,9 +101,8 @@ class Pruned:
 
     def counts(self) -> Counts:
         """What the network costs by the masks as they are."""
-        channels, full = self.channels, torch.tensor(self.channels.units)
-        left = channels.counts(self.alpha.detach().cpu() > 0)
-        hard = [int(f(n, merged=True).round()) for f in (channels.macs, channels.weights, channels.slices) for n in (left, full)]
+        channels, left = self.channels, self.channels.counts(self.alpha.detach() > 0)
+        hard = [int(f(n, merged=True).round()) for f in (channels.macs, channels.weights, channels.slices) for n in (left, self._full)]
         with torch.no_grad():
             return Counts(float(self.penalty() * self._dense), *hard)
 
@@ -123,13 +123,13 @@ class Pruned:
         """
         if not 0 < share <= 1:
             raise InputError(f"a share of {share} of the multiply-adds: a number above 0 and at most 1 is needed")
-        channels = self.channels
+        channels, device = self.channels, self.alpha.device
         best = torch.cat([torch.arange(len(s)) == s.argmax() for s in scores.cpu().split(channels.units)])
-        order = torch.where(best, torch.inf, scores.cpu().double()).argsort(descending=True, stable=True)
+        order = torch.where(best, torch.inf, scores.cpu().double()).argsort(descending=True, stable=True).to(device)
         low, high = len(channels.units), len(order)  # the most units that are few enough lie in low .. high
 
         def left(count: int) -> Tensor:
-            return torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[:count], True)
+            return torch.zeros(len(order), dtype=torch.bool, device=device).index_fill(0, order[:count], True)
 
         def macs(count: int) -> float:
             return float(channels.macs(channels.counts(left(count)), merged=True) / self._dense)
@@ -139,7 +139,7 @@ class Pruned:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if macs(middle) <= share else (low, middle - 1)
-        self.alive &= left(low).to(self.alive.device)
+        self.alive &= left(low)
         self.project()
 
     def plain(self) -> nn.Module:

@@ -1,0 +1,60 @@
+"""Older ways of choosing the channels that go, with which masks that are learned have to be compared.
+
+None of them looks at what a channel costs; `Pruned.cut` takes the units with the smallest scores until few enough multiply-adds
+are left, so all of them meet the same target.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from ..errors import InputError
+from .channels import STAYS
+from .compressor import TRANSPOSED
+from .surrogate import Pruned
+
+
+def _summed(pruned: Pruned, units: np.ndarray, values: Tensor) -> Tensor:
+    """(C,) numbers of channels, added up by the units (C,) that these belong to: (units,)."""
+    total = torch.zeros(sum(pruned.channels.units), dtype=values.dtype, device=values.device)
+    can_go = np.flatnonzero(units != STAYS)
+    return total.index_add(0, torch.from_numpy(units[can_go]).to(values.device), values[torch.from_numpy(can_go).to(values.device)])
+
+
+@torch.no_grad()
+def magnitudes(pruned: Pruned) -> Tensor:
+    """(units,) l1 norms of the kernels that make a unit, over the mean of its group (Li et al. 2017, with a scale for all layers)."""
+    total = torch.zeros(sum(pruned.channels.units), device=pruned.alpha.device)
+    for layer in pruned.channels.layers:
+        module = pruned.model.get_submodule(layer.name)
+        masked = parametrize.is_parametrized(module, "weight")
+        weight = module.parametrizations.weight.original if masked else module.weight
+        norms = weight.abs().transpose(0, 1) if isinstance(module, TRANSPOSED) else weight.abs()
+        total += _summed(pruned, layer.makes, norms.flatten(1).sum(1))
+    return torch.cat([part / part.mean().clamp_min(1e-30) for part in total.split(pruned.channels.units)])
+
+
+def scales(pruned: Pruned) -> Tensor:
+    """(units,) sums of the absolute scales that norm layers give a unit's channels, with a gradient (network slimming, Liu et al. 2017).
+
+    raises  InputError where a unit goes through no norm layer with scales
+    """
+    total, seen = torch.zeros_like(pruned.alpha), np.zeros(len(pruned.alpha), bool)
+    for name, units in pruned.channels.norms.items():
+        norm = pruned.model.get_submodule(name)
+        if norm.weight is not None:
+            total = total + _summed(pruned, units, norm.weight.abs())
+            seen[units[units != STAYS]] = True
+    if not seen.all():
+        groups = np.repeat([g.name for g in pruned.channels.groups], pruned.channels.units)
+        without = groups[np.argmin(seen)]
+        raise InputError(f"what {without} makes goes through no norm layer with scales: choose channels by something else")
+    return total
+
+
+def evenly(scores: Tensor, units: list[int]) -> Tensor:
+    """(units,) scores that take the same share of every group: the places (0 .. 1) of others among those of their group."""
+    return torch.cat([part.argsort().argsort() / len(part) for part in scores.split(units)])
