@@ -60,7 +60,7 @@ def test_a_run_stopped_before_or_after_the_cut_resumes_to_the_same_numbers(stop,
         part.metrics.append(part._line(loss))
         part._save()
     again = Run(recipe, 0, tmp_path / "part")
-    assert again.resume() and again.method.done == (stop == 4)
+    assert again.resume() and bool(again.method.left) == (stop == 4)
     again.fit(progress=False)
     assert again.metrics == whole.metrics
     pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
@@ -77,7 +77,7 @@ def test_the_penalty_is_a_spring_above_the_plan_and_nothing_below_it_or_after_th
     assert method.penalty().item() == 0
     method.look(10**6)
     method.plan = -10.0
-    assert method.done and method.penalty().item() == 0 and method.pruned.counts().macs <= 0.5 * method.pruned.counts().dense_macs
+    assert method.left and method.penalty().item() == 0 and method.pruned.counts().macs <= 0.5 * method.pruned.counts().dense_macs
 
 
 def test_masks_have_an_optimiser_of_their_own_without_weight_decay(tmp_path):
@@ -109,3 +109,30 @@ def test_commands_train_with_masks_from_weights_of_the_users(command, method, tm
     assert report["asked"] == {"target_flops": 0.6} and report["compressed"][0]["flops_left"] <= 0.6
     assert "asked for 60.0% of the multiply-adds" in done.output
     assert CliRunner().invoke(app, [command, "digits"]).exit_code == 2  # what should be left has to be said
+
+
+def test_from_the_cut_on_the_smaller_network_is_trained_and_computes_what_the_masked_one_did(tmp_path):
+    run = Run(replace(SMALL, **PRUNE, arrival=0.5), 0, tmp_path)
+    masked, x = run.model, run.splits.validation.images()
+    x = torch.from_numpy(x)
+    with torch.no_grad():
+        run.method.look(run.steps // 2)
+        want = masked.eval()(x)
+        run._follow()
+        assert torch.allclose(run.model.eval()(x), want, atol=1e-5)
+    assert run.model is not masked and sum(p.numel() for p in run.model.parameters()) < 0.8 * sum(p.numel() for p in masked.parameters())
+    trained = {p for o in run.optimizers for g in o.param_groups for p in g["params"]}
+    assert trained == set(run.model.parameters())
+
+
+def test_a_cut_at_the_end_of_the_training_still_comes(tmp_path):
+    run = Run(replace(SMALL, **PRUNE | {"epochs": 2}, arrival=1.0), 0, tmp_path)
+    metrics = run.fit(progress=False).metrics
+    assert metrics[0]["flops_left"] > 0.5 and metrics[1]["flops_left"] <= 0.5
+
+
+def test_with_averaged_weights_the_average_is_of_the_smaller_network(tmp_path):
+    run = Run(replace(SMALL, **PRUNE, ema=0.9), 0, tmp_path)
+    assert run.fit(progress=False).metrics[-1]["flops_left"] <= 0.5
+    assert [t.shape for t in run.average.live] == [t.shape for t in run.average.mean]
+    assert len(run.average.live) == len([t for t in (*run.model.parameters(), *run.model.buffers()) if t.is_floating_point()])

@@ -47,8 +47,13 @@ class Span:
 
 
 class Method(Protocol):
-    """What a training run needs of a way to make its network small. It changes the network in place when it is made."""
+    """What a training run needs of a way to make its network small. It changes the network in place when it is made.
 
+    model      the network to be trained from now on: another one, perhaps, after `look` and `restore`
+    generator  of the noise in its penalty
+    """
+
+    model: nn.Module
     generator: torch.Generator | None
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -150,7 +155,8 @@ class Surrogate:
     """Masks, whose soft multiply-adds are pulled along a plan to the share that is asked for, and there cut.
 
     The plan falls exponentially until the recipe's arrival; what is above it costs as a spring does. So nothing has to be known of the
-    scale on which the task's loss and the multiply-adds trade: the mask's entries pay until there are few enough of them.
+    scale on which the task's loss and the multiply-adds trade: the mask's entries pay until there are few enough of them. What is cut
+    then leaves the network at once, and the rest of the training is as fast as the smaller one.
 
     pruned  see `lilnetx_mini.nn.surrogate`. Where another criterion than the surrogate chooses, masks stay ones until they are cut
     """
@@ -158,7 +164,7 @@ class Surrogate:
     generator = None
 
     def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
-        self.recipe, self.span, self.target, self.plan = recipe, span, recipe.target_flops, 0.0
+        self.model, self.recipe, self.span, self.target, self.plan = model, recipe, span, recipe.target_flops, 0.0
         if not self.target:
             raise InputError(f"method={recipe.method}: a share of the multiply-adds is needed, as --target-flops 0.5 or target_flops=0.5")
         make = prune if recipe.method == "prune" else low_rank
@@ -168,12 +174,12 @@ class Surrogate:
             self.scores()  # what cannot be had is known at once
         with torch.no_grad():
             self.start = math.log(float(self.pruned.penalty()))
-        self.done = False
+        self.left: dict = {}  # what the cut has left, once it is done
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         alpha = self.pruned.alpha
-        rest = [p for p in self.pruned.model.parameters() if p is not alpha]
-        if not alpha.requires_grad:
+        rest = [p for p in self.model.parameters() if p is not alpha]
+        if self.left or not alpha.requires_grad:
             return [plain_optimizer(rest, self.recipe)]
         rate = self.recipe.mask_lr or TRAVEL / max(self.span.steps - self.span.begin, 1)
         return [plain_optimizer(rest, self.recipe), torch.optim.Adam([alpha], rate, fused=True)]
@@ -183,12 +189,18 @@ class Surrogate:
         self.plan = (1 - share) * self.start + share * math.log(self.target)
 
     def look(self, step: int) -> None:
-        if not self.done and self.span.done(step) >= self.recipe.arrival:
-            if self.recipe.criterion == "surrogate":
-                self.pruned.keep(self.target)
-            else:
-                self.pruned.cut(self.scores().detach(), self.target)
-            self.done = True
+        if self.left or (self.span.done(step) < self.recipe.arrival and step < self.span.steps - 1):
+            return
+        if self.recipe.criterion == "surrogate":
+            self.pruned.keep(self.target)
+        else:
+            self.pruned.cut(self.scores().detach(), self.target)
+        self.left = self.line()
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Go on with the network that is left."""
+        self.model = self.pruned.shrink().train(self.model.training)
 
     def scores(self) -> Tensor:
         """Of the recipe's criterion, (units,): the smallest go first."""
@@ -202,16 +214,19 @@ class Surrogate:
 
     def penalty(self) -> Tensor:
         by = self.recipe.criterion
-        if self.done or by in ("magnitude", "uniform"):
+        if self.left or by in ("magnitude", "uniform"):
             return self.pruned.alpha.new_zeros(())
         if by != "surrogate":
             return self.recipe.lam_mask * self.scores().mean()
         return PULL * (self.pruned.penalty().log() - self.plan).clamp_min(0).square()
 
     def stepped(self) -> None:
-        self.pruned.project()
+        if not self.left:
+            self.pruned.project()
 
     def line(self) -> dict:
+        if self.left:
+            return self.left
         c = self.pruned.counts()
         return {
             "flops_left": c.macs / c.dense_macs,
@@ -221,11 +236,14 @@ class Surrogate:
         }
 
     def state(self) -> dict:
-        return {"done": self.done, "start": self.start, "alive": self.pruned.alive.int().tolist()}
+        return {"left": self.left, "start": self.start, "alive": self.pruned.alive.int().tolist()}
 
     def restore(self, state: dict) -> None:
-        self.done, self.start = state["done"], state["start"]
+        self.left, self.start = state["left"], state["start"]
         self.pruned.alive.copy_(torch.tensor(state["alive"], dtype=torch.bool))
+        if self.left:
+            self.pruned.project()
+            self._shrink()
 
 
 def method(model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> Method:

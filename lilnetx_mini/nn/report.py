@@ -84,8 +84,7 @@ def _stored(run: Run, trained: Trained) -> tuple[Compressor, nn.Module]:
     """What is to be written, and a plain network of that shape."""
     if trained.compressor:
         return trained.compressor, run.recipe.model()
-    small = run.method.pruned.shrink()
-    return reparameterize(copy.deepcopy(small), init="from_weights", levels=FINE), small
+    return reparameterize(copy.deepcopy(trained.model), init="from_weights", levels=FINE), copy.deepcopy(trained.model)
 
 
 def _saved(run: Run, compressor: Compressor, path: Path) -> Saved:

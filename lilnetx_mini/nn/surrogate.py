@@ -183,6 +183,7 @@ def prune(
     if any(parametrize.is_parametrized(m) for m in model.modules()):
         raise InputError("the module is parametrised already: start from a plain network")
     patterns = (only,) if isinstance(only, str) else tuple(only)
+    example_input = example_input.to(next(model.parameters()).device)
     return Pruned(model, Channels(model, example_input, patterns), example_input, form, seed)
 
 

@@ -174,6 +174,13 @@ class Run:
         self.method = method(self.model, self.example(), self.recipe, span)
         self._optimise()
 
+    def _follow(self) -> None:
+        """Train the method's network from here on if it is another one than before, in all processes the same."""
+        if self.method.model is not self.model:
+            self.model = self.method.model
+            self.world.share([*self.model.parameters(), *self.model.buffers()])
+            self._optimise()
+
     def _agreed(self, numbers: list[float]) -> list[float]:
         return self.world.from_first(numbers, self.device)
 
@@ -245,6 +252,9 @@ class Run:
             raise CheckpointError(f"{path} belongs to a run with other settings, {changed}: {way_out}")
         if state["compressed"] and not self.method:
             self._compress()
+        if self.method:
+            self.method.restore(json.loads(state["steering"]))
+            self._follow()
         another = f"{path} belongs to another network than the one that {self.recipe.name} makes now: {way_out}"
         try:
             self.model.load_state_dict(state["model"])
@@ -264,8 +274,6 @@ class Run:
         self._before = state["before"]
         self.epoch, self.step, self.metrics = state["epoch"], state["step"], json.loads(state["metrics"])
         self._total.fill_(state["total"][0] if self.world.rank == 0 else 0.0)
-        if self.method:
-            self.method.restore(json.loads(state["steering"]))
         done = self.epoch * self.steps_an_epoch + self.step
         self._schedule(max(done - 1, 0))  # the network is as it was when the checkpoint was written
         if "probe" in state and not probe.same(state["probe"], probe.fingerprint(probe.outputs(self.model, self.example()))):
@@ -334,6 +342,9 @@ class Run:
             if self.method:
                 with self.average.used() if self.average else nullcontext():
                     self.method.look(first + self.step)
+                if self.method.model is not self.model:
+                    self._follow()
+                    self._schedule(first + self.step)
             self._take(step)
             self.step += 1
             after_step()
