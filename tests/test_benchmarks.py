@@ -137,3 +137,17 @@ def test_norm_layers_of_a_finished_training_are_stored_more_and_more_finely(tmp_
     monkeypatch.setattr(sys, "argv", ["side_bits.py", str(tmp_path), "--bits", "16"])
     load("side_bits").main()
     assert f"16 {fine['bytes']:,} {fine['accuracy']:.2%} none {result['trained']:.2%}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_criteria_are_compared_at_equal_multiply_adds_after_equal_trials(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("torch_pruning")
+    small = ["--set", "epochs=1", "--set", "images=256", "--jobs", "1", "--target-flops", "0.5"]
+    out, file = str(tmp_path / "runs"), tmp_path / "p.json"
+    monkeypatch.setattr(sys, "argv", ["pruning.py", "digits", *small, "--criteria", "kernels", "--out", out, "--json", str(file)])
+    load("pruning").main()
+    rows = json.loads(file.read_text())["digits"]
+    assert len(rows["whole"]["trials"]) == 2 and len(rows["l1 of kernels"]["trials"]) == 4
+    (final,) = rows["l1 of kernels"]["final"]
+    assert 0.4 < final["flops_left"] <= 0.5 and final["accuracy"] == max(r["accuracy"] for r in rows["l1 of kernels"]["trials"])
+    assert final["test_accuracy"] and not any(r["test_accuracy"] for r in rows["whole"]["trials"])
+    assert "50.0% of the multiply-adds asked for" in capfd.readouterr().out
