@@ -88,7 +88,7 @@ def slice_plan(steps: int) -> Plan:
     the network to make the best of what is left. The multiplier should be strong enough early and then rise slowly: a latent
     hardly moves until its price is above what it is worth, and then does at once, so that a quick one takes too many. In a short
     training there are few steps between two looks, and what latents do in these is more chance than speed: a multiplier that answers
-    to all of it swings between a fourth and twice of what would do, which cost ResNet-20 a point in 316 steps.
+    to all of it swings between a fourth and twice of what would do (ResNet-20 in 316 steps, three seeds: 0.9 points less).
     """
     left, calm = min(0.1, max(0.03, 200 / steps)), min(1.0, steps / 1000)
     return Plan(max(0.3, 2500 / steps), 0.1, 1 - left, 1.0, 0.3, 50.0 * calm, 0.03 * calm)
