@@ -121,8 +121,12 @@ def test_fixed_multipliers_are_remembered_and_targets_are_not(tmp_path):
     key = ("fixed", 0.5, 1)
     known = {"changes": todo[key][1], "seed": 1, "size": 7}
     steered = {"changes": todo["size", 3000, 0][1], "seed": 0, "size": 8}
-    assert targets.remembered({"fixed": [known, known | {"seed": 5}, steered]}, todo) == {key: known}
+    made = targets.circumstances()
+    row = {"made": made, "fixed": [known, known | {"seed": 5}, steered]}
+    assert targets.remembered(row, todo) == {key: known}
     assert targets.remembered({}, todo) == {}
+    assert targets.remembered(row | {"made": made | {"machine": "another processor"}}, todo) == {}
+    assert targets.remembered(row | {"made": made | {"machine": "another processor"}, "fixed_made": made}, todo) == {key: known}
 
 
 def test_norm_layers_of_a_finished_training_are_stored_more_and_more_finely(tmp_path, monkeypatch, capsys):
