@@ -2,10 +2,12 @@
 
     python benchmarks/pruning.py [cifar10_resnet20] --weights resnet20.th [--target-flops 0.667] [--seeds 0] [--json results/pruning.json]
 
-Every criterion has as many trials, with the first seed and judged on validation images; the settings of its best trial are then trained
-with all seeds, and seen on test images. Masks that are learned, with soft counts in both forms, and the l1 norms of masks and of norm
-layers' scales choose while the network trains; the l1 norm of kernels and the same share of every layer choose by what is there when
-they cut. From the cut on all of them train what is left. LILNETX_DATA names the folder with the data sets. Trainings resume.
+Every criterion has as many trials: shorter trainings on fewer images, with the first seed, judged on validation images. The settings of
+its best trial are then trained with all seeds, and seen on test images. Masks that are learned, with soft counts in both forms, and the
+l1 norms of masks and of norm layers' scales choose while the network trains; the l1 norm of kernels and the same share of every layer
+choose by what is there when they cut. From the cut on all of them train what is left. LILNETX_DATA names the folder with the data sets.
+Trainings resume, and what the JSON file knows is not trained again. --settings-of 0.667 makes no trials and takes what those of
+another share of the multiply-adds found.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from lilnetx_mini.nn import recipes
 from lilnetx_mini.nn.train import Run, accuracy
 from lilnetx_mini.provenance import circumstances
 
-SETTINGS = {"epochs": "6", "threads": "1"}
+SETTINGS = {"epochs": "4", "threads": "1"}
+TRIAL = {"epochs": "3", "images": "15000"}
 RATES = ("0.02", "0.06")
 LATE, EARLY = [{"arrival": "0.2"}, {"arrival": "0.5"}], [{"arrival": "0"}, {"arrival": "0.2"}]
 STRENGTHS = [{"lam_mask": "1"}, {"lam_mask": "10"}]
@@ -51,16 +54,26 @@ def train(name: str, changes: dict[str, str], seed: int, folder: str, test: bool
     trained = run.fit(progress=False)
     seconds = time.monotonic() - start if whole else known.get("seconds")
     last = trained.metrics[-1]
-    result = {"changes": changes, "seed": seed, "flops_left": last.get("flops_left", 1.0), "accuracy": last["validation_accuracy"],
-              "test_accuracy": accuracy(trained.model, run.splits.test) if test else None, "seconds": seconds}  # fmt: skip
+    result = {
+        "changes": changes, "seed": seed, "flops_left": last.get("flops_left", 1.0), "accuracy": last["validation_accuracy"],
+        "test_accuracy": accuracy(trained.model, run.splits.test) if test else None, "seconds": seconds, "made": circumstances(),
+    }  # fmt: skip
     write_atomic(done, json.dumps(result).encode())
     return result
 
 
-def train_all(todo: dict[tuple, tuple], jobs: int) -> dict[tuple, dict]:
-    """The results of several calls of `train`, by the same keys."""
-    in_folders = {call[3]: result for call, result in run_jobs(train, list(todo.values()), jobs)}
-    return {key: in_folders[call[3]] for key, call in todo.items()}
+def train_all(todo: dict[tuple, tuple], known: list[dict], jobs: int) -> dict[tuple, dict]:
+    """The results of several calls of `train`, by the same keys, those that are known without training."""
+    had = {key: r for key, (_, changes, seed, _, test) in todo.items() for r in known
+           if (r["changes"], r["seed"], bool(r["test_accuracy"])) == (changes, seed, test)}  # fmt: skip
+    calls = {key: call for key, call in todo.items() if key not in had}
+    in_folders = {call[3]: result for call, result in run_jobs(train, list(calls.values()), jobs)} if calls else {}
+    return {key: had.get(key) or in_folders[call[3]] for key, call in todo.items()}
+
+
+def settings(text: str) -> dict[str, str]:
+    """"a=1,b=2" by key."""
+    return dict(part.split("=", 1) for part in text.split(",") if part)
 
 
 def arguments() -> argparse.Namespace:
@@ -69,43 +82,61 @@ def arguments() -> argparse.Namespace:
     p.add_argument("recipe", nargs="?", default="cifar10_resnet20", choices=recipes.RECIPES)
     p.add_argument("--weights", metavar="FILE", default="", help="a checkpoint of torch to start from")
     p.add_argument("--target-flops", metavar="SHARE", type=float, default=0.667)
-    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting of the recipe for all trainings")
-    p.add_argument("--criteria", default="", help="only those whose names contain this")
+    p.add_argument("--set", metavar="KEY=VALUE,...", type=settings, default={}, help="settings of the recipe for all trainings")
+    p.add_argument("--trial", metavar="KEY=VALUE,...", type=settings, default=TRIAL, help="those of trials besides")
+    p.add_argument("--settings-of", metavar="SHARE", type=float, help="of the JSON file, take the best settings of this share")
+    p.add_argument("--criteria", default="", help="only those whose names contain one of these, with commas")
     p.add_argument("--seeds", default="0", type=lambda text: [int(s) for s in text.split(",")])
     p.add_argument("--out", default="runs/pruning", type=Path, help="folder for checkpoints")
     p.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    p.add_argument("--json", metavar="FILE", type=Path, help="write the results there")
+    p.add_argument("--json", metavar="FILE", type=Path, help="add the results to what is there")
     return p.parse_args()
+
+
+def best_settings(trials: list[dict]) -> dict[str, str]:
+    """Of the trial with the best accuracy on validation images, what was tried."""
+    best = max(trials, key=lambda r: r["accuracy"])
+    return {k: v for k, v in best["changes"].items() if k in TRIED}
 
 
 def main() -> None:
     """Train, print a table, and write JSON if asked to."""
     a = arguments()
-    base = SETTINGS | ({"weights": a.weights} if a.weights else {}) | dict(s.split("=", 1) for s in a.set)
-    chosen = {name: c for name, c in CRITERIA.items() if a.criteria in name}
-    masks = base | {"method": "prune", "target_flops": f"{a.target_flops:g}"}
-    tries = {name: [{"plain_lr": lr} | t for lr, t in product(RATES, trials)] for name, (_, trials) in chosen.items()}
+    base = SETTINGS | ({"weights": a.weights} if a.weights else {}) | a.set
+    masks = {"method": "prune", "target_flops": f"{a.target_flops:g}"}
+    kinds = {"whole": ({}, [{}])} | {k: (masks | own, trials) for k, (own, trials) in CRITERIA.items()}
+    kinds = {k: c for k, c in kinds.items() if any(part in k for part in a.criteria.split(","))}
+    file = json.loads(a.json.read_text()) if a.json and a.json.exists() else {}
+    shares, share = file.get(a.recipe, {}), f"{a.target_flops:g}"
+    of = shares.get(f"{a.settings_of:g}", {}) if a.settings_of else {}
+    if a.settings_of and set(kinds) - set(of):
+        raise SystemExit(f"{a.json} has no trials with {a.settings_of:g} of {', '.join(sorted(set(kinds) - set(of)))}")
+    known = [r for row in shares.get(share, {}).values() for r in row["trials"] + row["final"]]
 
     def call(kind: str, changes: dict[str, str], seed: int, test: bool) -> tuple:
-        told = "-".join(f"{k}={v}" for k, v in changes.items() if k in (*TRIED, "target_flops"))
+        told = "-".join(f"{k}={v}" for k, v in changes.items() if k in (*TRIED, *TRIAL, "target_flops"))
         return a.recipe, changes, seed, str(a.out / a.recipe / kind.replace(" ", "_").replace("/", "") / told / f"seed{seed}"), test
 
-    todo = {("whole", n): call("whole", base | {"plain_lr": lr}, a.seeds[0], False) for n, lr in enumerate(RATES)}
-    for name, (own, _) in chosen.items():
-        todo |= {(name, n): call(name, masks | own | t, a.seeds[0], False) for n, t in enumerate(tries[name])}
-    trials = train_all(todo, a.jobs)
-    best = {k: max((key for key in todo if key[0] == k), key=lambda key: trials[key]["accuracy"]) for k in ("whole", *chosen)}
-    final = train_all({(k, s): call(k, todo[key][1], s, True) for k, key in best.items() for s in a.seeds}, a.jobs)
-    rows = {k: {"trials": [r for key, r in trials.items() if key[0] == k], "final": [final[k, s] for s in a.seeds]} for k in best}
+    tried = {k: of[k]["trials"] for k in kinds if of}
+    if not tried:
+        todo = {}
+        for kind, (own, values) in kinds.items():
+            several = [{"plain_lr": lr} | t for lr, t in product(RATES, values)]
+            todo |= {(kind, n): call(kind, base | own | t | a.trial, a.seeds[0], False) for n, t in enumerate(several)}
+        trials = train_all(todo, known, a.jobs)
+        tried = {kind: [r for key, r in trials.items() if key[0] == kind] for kind in kinds}
+    chosen = {kind: base | own | best_settings(tried[kind]) for kind, (own, _) in kinds.items()}
+    final = train_all({(k, s): call(k, changes, s, True) for k, changes in chosen.items() for s in a.seeds}, known, a.jobs)
+    rows = {k: {"trials": tried[k], "final": [final[k, s] for s in a.seeds]} for k in kinds}
     print(f"{a.recipe}, {a.target_flops:.1%} of the multiply-adds asked for, seeds {', '.join(map(str, a.seeds))}")
     print(f"  {'':24}{'left':>8}{'validation':>12}{'test':>9}   each seed; best trial, of {len(RATES) * 2}")
     for k, row in rows.items():
         left, held, test = (np.mean([r[x] for r in row["final"]]) for x in ("flops_left", "accuracy", "test_accuracy"))
-        settings = ", ".join(f"{x}={y}" for x, y in row["final"][0]["changes"].items() if x in TRIED)
+        told = ", ".join(f"{x}={y}" for x, y in best_settings(tried[k]).items())
         each = ", ".join(f"{r['test_accuracy']:.2%}" for r in row["final"])
-        print(f"  {k:24}{left:8.1%}{held:12.2%}{test:9.2%}   {each}; {settings}")
+        print(f"  {k:24}{left:8.1%}{held:12.2%}{test:9.2%}   {each}; {told}")
     if a.json:
-        write_atomic(a.json, json.dumps({a.recipe: rows | {"made": circumstances()}}, indent=1).encode())
+        write_atomic(a.json, json.dumps(file | {a.recipe: shares | {share: shares.get(share, {}) | rows}}, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: ``lilnetx train | prune | factor | sweep | info | evaluate | predict | bench | export``."""
+"""The command line: ``lilnetx train | prune | factor | quantize | sweep | info | evaluate | predict | bench | export``."""
 
 from __future__ import annotations
 
@@ -160,6 +160,36 @@ app.command("prune", epilog="Example: lilnetx prune digits --target-flops 0.5 --
 app.command("factor", epilog="Example: lilnetx factor digits --target-flops 0.5 --set epochs=20")(
     _masks("low_rank", "Train a recipe whose layers become two each, with few channels in between: fewer multiply-adds.")
 )
+
+
+@app.command(epilog="Example: lilnetx quantize digits --target-bits 3 --set epochs=20")
+def quantize(
+    recipe: RecipeArgument,
+    target_bits: Annotated[float, typer.Option(metavar="BITS", help="mean bits of a weight that may be left, from 2 on")],
+    out: OutOption = None,
+    seeds: SeedsOption = "0",
+    settings: SetOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    plain: PlainOption = True,
+    fresh: FreshOption = False,
+    jobs: JobsOption = None,
+    device: DeviceOption = "cpu",
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a recipe with weights on grids of 2, 4, 8 or 16 bits, as many for every output channel as it turns out to need.
+
+    At half of the steps (--set arrival=0.5) it is settled how many, and the rest of the training makes the best of it. The file holds
+    the integers, coded as those of other files are. It is `lilnetx train RECIPE --set method=quantize`, with the same options;
+    --set bits_of=macs counts a weight as often as it is used.
+    """
+    if not 2 <= target_bits < 16:
+        raise InputError(f"--target-bits {target_bits:g}: a number from 2 to less than 16 is needed")
+    asked = {"method": "quantize", "target_bits": f"{target_bits:g}"}
+    changes = _changes(settings, model, weights, data_dir) | asked
+    _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
 
 
 def _train(

@@ -15,7 +15,8 @@ Byte by byte (all numbers little-endian; varints and signed varints as in fields
     3   significance   for each group, a block: which slices are not zero
     4   coefficients   for each group, a block: the values of those slices
     5   decoders       the integers of all decoders, adaptively coded
-    6   side           norm layers, biases and the like: integers, adaptively coded around each tensor's median
+    6   side           norm layers, biases and the like, and ranges and bits of weights on grids: integers, adaptively coded around
+                       each tensor's median
     7   raw            raw deflate of float32 tensors that were left as they are
 
 A section that would be empty is left out. All checksums are verified before anything is parsed, every length is checked
@@ -30,7 +31,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,14 @@ from . import context, streams
 from .errors import InputError, LnxError
 from .fields import Reader, Writer, deflate, inflate
 from .graph import Graph, infer_shapes, read_graph, write_graph
+from .grid import LEVELS, Grid
 from .latent import DECODER_KINDS, LARGEST, LARGEST_EXPONENT, Decoder, IntArray, free_entries
-from .model import ROLES, Group, Layer, Ledger, Model, Raw, Side
+from .model import Group, Layer, Ledger, Model, Raw, Side
 
 MAGIC = b"LNX\x1a"
 VERSION = 1
+# of side parameters: a folded norm layer's two, any other tensor, and of a layer that bears the same name the ranges and bits of its grids
+ROLES = ("scale", "shift", "parameter", "range", "bits")
 SECTIONS = ("network", "tables", "significance", "coefficients", "decoders", "side", "raw")
 LARGEST_NETWORK = 1 << 22  # bytes of the network section, unpacked
 FREE_WEIGHTS, WEIGHTS_PER_BYTE = 1 << 22, 1024  # how many latents a file of a given length may claim to hold
@@ -66,8 +70,9 @@ def _write_network(model: Model, modes: list[str]) -> bytes:
     out.uint(len(model.layers))
     for layer in model.layers:
         out.uint(layer.group * 2 + layer.transposed).uint(layer.conv_groups).uint(layer.shape[0]).uint(layer.shape[1])
-    out.uint(len(model.sides))
-    for s in model.sides:
+    sides = [*model.sides, *_grids(model.layers)]
+    out.uint(len(sides))
+    for s in sides:
         out.uint(ROLES.index(s.role)).sint(s.exponent).uints(s.ints.shape)
     out.uint(len(model.raws))
     for r in model.raws:
@@ -75,9 +80,15 @@ def _write_network(model: Model, modes: list[str]) -> bytes:
     out.uint(model.graph is not None)
     if model.graph is not None:
         write_graph(model.graph, out)
-    names = [x.name for x in (*model.layers, *model.sides, *model.raws)]
+    names = [x.name for x in (*model.layers, *sides, *model.raws)]
     out.text("\n".join([model.note.replace("\n", " "), *names]))
     return deflate(bytes(out.data))
+
+
+def _grids(layers: list[Layer]) -> list[Side]:
+    """Of layers on grids, ranges and bits as they are written."""
+    rows = [(x.name, x.grid) for x in layers if x.grid]
+    return [Side(n, role, ints, e) for n, g in rows for role, ints, e in (("range", g.ints, g.exponent), ("bits", g.bits, 0))]
 
 
 def _side_ints(sides: list[Side]) -> tuple[IntArray, IntArray]:
@@ -132,7 +143,7 @@ def encode(model: Model, coder: str | None = None) -> bytes:
         if entries
         else b""
     )
-    parts["side"] = context.encode_ints(*_side_ints(model.sides))[0]
+    parts["side"] = context.encode_ints(*_side_ints([*model.sides, *_grids(model.layers)]))[0]
     parts["raw"] = deflate(b"".join(r.array.astype("<f4").tobytes() for r in model.raws)) if model.raws else b""
     present = [(i + 1, parts[name]) for i, name in enumerate(SECTIONS) if parts[name]]
     head = MAGIC + bytes([VERSION, len(present)])
@@ -308,6 +319,24 @@ def _read_sides(head: _Head, data: bytes, file_bytes: int) -> list[Side]:
     return out
 
 
+def _with_grids(layers: list[Layer], sides: list[Side]) -> tuple[list[Layer], list[Side]]:
+    """Layers with the grids that side parameters of their names hold, and the other side parameters."""
+    grids = {(s.name, s.role): s for s in sides if s.role in ("range", "bits")}
+    out, used = [], 0
+    for layer in layers:
+        ranges, bits = (grids.get((layer.name, role)) for role in ("range", "bits"))
+        if ranges and bits:
+            right = ranges.ints.shape == bits.ints.shape == layer.shape[:1] and ranges.ints.min() > 0
+            if not right or not np.isin(bits.ints, LEVELS).all() or bits.exponent:
+                raise LnxError("side", f"grids that do not fit {layer.name}")
+            layer, used = replace(layer, grid=Grid(ranges.ints, ranges.exponent, bits.ints)), used + 2
+        out.append(layer)
+    others = [s for s in sides if s.role not in ("range", "bits")]
+    if used != len(sides) - len(others):
+        raise LnxError("side", "ranges or bits of no layer")
+    return out, others
+
+
 def _read_groups(head: _Head, parts: dict[str, bytes], account: bool) -> tuple[list[Group], list[NDArray[np.float64]]]:
     blocks = {name: Reader(parts.get(name, b""), name) for name in ("tables", "significance", "coefficients")}
     free = [free_entries(kind, math.prod(kernel)) for kind, _, kernel, _ in head.kinds]
@@ -354,8 +383,8 @@ def _decode(data: bytes, account: bool) -> tuple[Model, _Head, list[NDArray[np.f
     head = _read_network(parts["network"], len(data))
     groups, costs = _read_groups(head, parts, account)
     with _naming("side"):
-        sides = _read_sides(head, parts.get("side", b""), len(data))
-    model = Model(groups, head.layers, sides, _read_raws(head, parts.get("raw", b"")), head.graph, head.note)
+        layers, sides = _with_grids(head.layers, _read_sides(head, parts.get("side", b""), len(data)))
+    model = Model(groups, layers, sides, _read_raws(head, parts.get("raw", b"")), head.graph, head.note)
     if model.graph is not None:
         infer_shapes(model.graph, model.tensor_shapes())
     return model, head, costs, parts

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .graph import Graph
+from .grid import Grid
 from .latent import Decoder, IntArray, dequantise
-
-ROLES = ("scale", "shift", "parameter")  # of side parameters: a folded norm layer's two, or any other tensor
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,26 @@ class Group:
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight tensor: its name in the state dict, full shape, group, whether its axes are (in, out), conv groups."""
+    """One weight tensor: its name in the state dict, full shape, group, whether its axes are (in, out), conv groups.
+
+    grid  one for every index of the first axis, if what the group's decoder makes of the latents are numbers of points on grids
+    """
 
     name: str
     shape: tuple[int, ...]
     group: int
     transposed: bool = False
     conv_groups: int = 1
+    grid: Grid | None = None
 
     @property
     def slices(self) -> int:
         """How many kernel slices it has."""
         return self.shape[0] * self.shape[1]
+
+    def on_grid(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the decoder has made, in the layer's shape, as weights."""
+        return self.grid.decode(w) if self.grid else w
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Model:
     def tensors(self) -> list[NDArray[np.float32]]:
         """All tensors in the graph's numbering: layers' weights, side parameters, raw tensors."""
         weights = [
-            self.groups[layer.group].decoder.decode(q).reshape(layer.shape)
+            layer.on_grid(self.groups[layer.group].decoder.decode(q).reshape(layer.shape))
             for layer, q in zip(self.layers, self.latents(), strict=True)
         ]
         return [*weights, *(s.values() for s in self.sides), *(r.array for r in self.raws)]

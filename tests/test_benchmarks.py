@@ -145,13 +145,26 @@ def test_norm_layers_of_a_finished_training_are_stored_more_and_more_finely(tmp_
 
 def test_criteria_are_compared_at_equal_multiply_adds_after_equal_trials(tmp_path, monkeypatch, capfd):
     pytest.importorskip("torch_pruning")
-    small = ["--set", "epochs=1", "--set", "images=256", "--jobs", "1", "--target-flops", "0.5"]
-    out, file = str(tmp_path / "runs"), tmp_path / "p.json"
-    monkeypatch.setattr(sys, "argv", ["pruning.py", "digits", *small, "--criteria", "kernels", "--out", out, "--json", str(file)])
-    load("pruning").main()
-    rows = json.loads(file.read_text())["digits"]
+    file, small = tmp_path / "p.json", ["--set", "epochs=1,images=256", "--trial", "images=128", "--jobs", "1"]
+
+    def compare(*options):
+        out = ["--out", str(tmp_path / "runs"), "--json", str(file)]
+        monkeypatch.setattr(sys, "argv", ["pruning.py", "digits", *small, *out, *options])
+        pruning.main()
+        return json.loads(file.read_text())["digits"]
+
+    pruning = load("pruning")
+    rows = compare("--target-flops", "0.5", "--criteria", "kernels,whole")["0.5"]
     assert len(rows["whole"]["trials"]) == 2 and len(rows["l1 of kernels"]["trials"]) == 4
     (final,) = rows["l1 of kernels"]["final"]
-    assert 0.4 < final["flops_left"] <= 0.5 and final["accuracy"] == max(r["accuracy"] for r in rows["l1 of kernels"]["trials"])
+    best = max(rows["l1 of kernels"]["trials"], key=lambda r: r["accuracy"])["changes"]
+    assert 0.4 < final["flops_left"] <= 0.5 and final["changes"] == best | {"images": "256"}
     assert final["test_accuracy"] and not any(r["test_accuracy"] for r in rows["whole"]["trials"])
     assert "50.0% of the multiply-adds asked for" in capfd.readouterr().out
+    both = compare("--target-flops", "0.7", "--settings-of", "0.5", "--criteria", "kernels")
+    assert both["0.5"] == rows and both["0.7"]["l1 of kernels"]["trials"] == rows["l1 of kernels"]["trials"]
+    assert 0.5 < both["0.7"]["l1 of kernels"]["final"][0]["flops_left"] <= 0.7
+    monkeypatch.setattr(pruning, "run_jobs", None)  # nothing is left to be trained
+    assert compare("--target-flops", "0.5", "--criteria", "kernels") == both
+    with pytest.raises(SystemExit, match="no trials with 0.5 of l1 of masks"):
+        compare("--target-flops", "0.7", "--settings-of", "0.5", "--criteria", "l1 of masks")

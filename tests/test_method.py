@@ -71,12 +71,12 @@ def test_the_penalty_is_a_spring_above_the_plan_and_nothing_below_it_or_after_th
     method = Run(replace(SMALL, **PRUNE), 0, tmp_path).method
     assert isinstance(method, Surrogate)
     soft = method.pruned.penalty().item()
-    method.plan = math.log(soft) - 0.1
+    method.plan.now = math.log(soft) - 0.1
     assert method.penalty().item() == pytest.approx(10 * 0.1**2, rel=1e-3)
-    method.plan = math.log(soft) + 0.1
+    method.plan.now = math.log(soft) + 0.1
     assert method.penalty().item() == 0
     method.look(10**6)
-    method.plan = -10.0
+    method.plan.now = -10.0
     assert method.left and method.penalty().item() == 0 and method.pruned.counts().macs <= 0.5 * method.pruned.counts().dense_macs
 
 
@@ -93,7 +93,7 @@ def test_a_surrogate_without_a_target_and_a_network_without_channels_are_refused
         Run(replace(SMALL, method="prune"), 0, tmp_path)
     with pytest.raises(InputError, match="no channels that could go"):
         Run(replace(SMALL, **PRUNE, model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4))), 0, tmp_path)
-    with pytest.raises(InputError, match="'lilnetx' and 'prune' and 'low_rank' are the choices"):
+    with pytest.raises(InputError, match="'lilnetx' and 'prune' and 'low_rank' and 'quantize' are the choices"):
         recipes.get("digits", {"method": "magic"})
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .compressor import TRANSPOSED
+from .compressor import CONVOLUTIONS, TRANSPOSED
 from .export import NORMS
 from .factored import Factored
 from .shrink import Cutter, unread
@@ -163,6 +163,16 @@ def _costs(model: nn.Module, layers: list[nn.Module], example: Tensor) -> list[i
         for hook in hooks:
             hook.remove()
     return [seen[m] for m in layers]
+
+
+def multiply_adds(model: nn.Module, example_input: Tensor) -> dict[str, int]:
+    """Of one image, in every convolution and dense layer: by the names of their weights. In eval mode; the mode it had comes back."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))}
+    was_training = model.training
+    costs = _costs(model.eval(), list(layers.values()), example_input.to(next(model.parameters()).device))
+    model.train(was_training)
+    rows = zip(layers.items(), costs, strict=True)
+    return {f"{name}.weight": cost * math.prod(m.weight.shape[:2]) for (name, m), cost in rows}
 
 
 # ---- units

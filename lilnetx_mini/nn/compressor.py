@@ -245,6 +245,11 @@ class Compressor:
         for g in self.groups:
             g.stored_bits = DECODER_BITS if on else None
 
+    def stored_layers(self) -> list[lnx.Layer]:
+        """Every weight as it is listed in the file, in the order of its latents there."""
+        order = [w for g in self.groups for w in self.weights if w.group is g]
+        return [lnx.Layer(w.name, w.shape, self.groups.index(w.group), w.transposed, w.conv_groups) for w in order]
+
     def stored_groups(self) -> list[lnx.Group]:
         """Every group as it would go into the file now; InputError names a latent that is not finite."""
         out = []
@@ -267,6 +272,49 @@ class Compressor:
         from .export import save
 
         return save(self, path, example_input, side_bits)
+
+
+Found = tuple[str, nn.Module, str, tuple[int, ...], Tensor]
+
+
+def find(model: nn.Module, leave: Iterable[str] = ()) -> tuple[list[Found], list[tuple[int, nn.Module, str]]]:
+    """A network's weights that can become integers, each with its name, module, attribute, kernel and values; then those that share them.
+
+    leave    names of modules or weights to leave alone, or shell patterns; frozen weights are left alone too
+    returns  for every tied weight the number of the one it shares, its module and attribute
+    raises   InputError if there are none, or one is parametrised, of half precision, empty or not finite
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{type(model).__name__} is not a torch module")
+    leave = [leave] if isinstance(leave, str) else list(leave)
+    names = [n for n, m in model.named_modules() for n in (n, *(f"{n}.{a}".lstrip(".") for a, _ in _weights_of(m)))]
+    for pattern in leave:
+        if not any(fnmatch(n, pattern) for n in names):
+            raise InputError(
+                f"leave: no module is called {pattern!r}; there are {', '.join(n for n in names if n)[:200]} ..."
+            )
+    found, tied, owner = [], [], {}
+    for module_name, module in model.named_modules():
+        for attribute, kernel in _weights_of(module):
+            name = f"{module_name}.{attribute}" if module_name else attribute
+            if any(fnmatch(module_name, p) or fnmatch(name, p) for p in leave):
+                continue
+            weight = getattr(module, attribute)
+            if not parametrize.is_parametrized(module, attribute) and not weight.requires_grad:
+                continue  # frozen: it stays as it is
+            _check(name, weight, module, attribute)
+            if id(weight) in owner:
+                tied.append((owner[id(weight)], module, attribute))
+                continue
+            owner[id(weight)] = len(found)
+            found.append((name, module, attribute, kernel, weight))
+    if not found:
+        kinds = "convolution, dense layer, embedding or attention projection"
+        raise InputError(
+            f"{type(model).__name__} has no {kinds} to reparameterise"
+            + (f" besides those left alone ({', '.join(leave)})" if leave else "")
+        )
+    return found, tied
 
 
 def reparameterize(
@@ -299,36 +347,7 @@ def reparameterize(
         raise InputError(f"init={init!r}: 'random' and 'from_weights' are the choices")
     if not 0 < levels < math.inf:
         raise InputError(f"levels={levels}: a positive number expected")
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{type(model).__name__} is not a torch module")
-    leave = [leave] if isinstance(leave, str) else list(leave)
-    names = [n for n, m in model.named_modules() for n in (n, *(f"{n}.{a}".lstrip(".") for a, _ in _weights_of(m)))]
-    for pattern in leave:
-        if not any(fnmatch(n, pattern) for n in names):
-            raise InputError(
-                f"leave: no module is called {pattern!r}; there are {', '.join(n for n in names if n)[:200]} ..."
-            )
-    found, tied, owner = [], [], {}
-    for module_name, module in model.named_modules():
-        for attribute, kernel in _weights_of(module):
-            name = f"{module_name}.{attribute}" if module_name else attribute
-            if any(fnmatch(module_name, p) or fnmatch(name, p) for p in leave):
-                continue
-            weight = getattr(module, attribute)
-            if not parametrize.is_parametrized(module, attribute) and not weight.requires_grad:
-                continue  # frozen: it stays as it is
-            _check(name, weight, module, attribute)
-            if id(weight) in owner:
-                tied.append((owner[id(weight)], module, attribute))
-                continue
-            owner[id(weight)] = len(found)
-            found.append((name, module, attribute, kernel, weight))
-    if not found:
-        kinds = "convolution, dense layer, embedding or attention projection"
-        raise InputError(
-            f"{type(model).__name__} has no {kinds} to reparameterise"
-            + (f" besides those left alone ({', '.join(leave)})" if leave else "")
-        )
+    found, tied = find(model, leave)
     kernels = {kernel for _, _, _, kernel, _ in found}
     if isinstance(decoder, dict) and set(decoder) - kernels:
         raise InputError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from itertools import islice
 
 import torch
 
-from ..simplify import layer_macs
-from .export import to_model
+from .channels import multiply_adds
+from .compressor import find
 from .recipes import Recipe
 from .train import Run
 
@@ -19,7 +20,7 @@ WARM, TIMED = 2, 5  # steps
 def estimate(recipe: Recipe, device: str | None = "cpu") -> dict:
     """Set the run up, take a few steps of it, and work out the rest. Nothing is written.
 
-    returns  images, steps, shapes, parameters, macs (an image; None if they cannot be counted), seconds_a_step, seconds (of all
+    returns  images, steps, shapes, parameters, macs (an image), seconds_a_step, seconds (of all
              steps), and bytes of memory: weights, gradients, optimiser, activations (what a step keeps for its backward pass), images
     """
     run = Run(replace(recipe, start=0.0, distill=0.0, compile=0), 0, folder="", device=device)
@@ -45,24 +46,25 @@ def estimate(recipe: Recipe, device: str | None = "cpu") -> dict:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     seconds = sorted(times)[len(times) // 2]
-    model, _ = to_model(run.compressor, run.example(), run.recipe.side_bits)
-    parameters = sum(p.numel() for p in run.model.parameters())
+    plain = recipe.model()
+    weights = {f[0]: list(f[4].shape) for f in find(plain)[0]}
+    trained = sum(p.numel() for p in run.model.parameters())
     state = sum(t.nbytes for o in run.optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t))
     images = run.source.x.nbytes if hasattr(run.source, "x") else 0
     return {
         "recipe": recipe.name,
         "device": str(run.device),
         "images": {k: len(getattr(run.splits, k)) for k in ("train", "validation", "test")},
-        "shapes": {"batch": [recipe.batch, *run.example().shape[1:]]} | {w.name: list(w.shape) for w in run.compressor.weights},
-        "parameters": parameters,
-        "compressed": run.compressor.count,
-        "macs": sum(layer_macs(model.graph, model.tensors())) if model.graph is not None else None,
+        "shapes": {"batch": [recipe.batch, *run.example().shape[1:]]} | weights,
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "compressed": sum(math.prod(shape) for shape in weights.values()),
+        "macs": sum(multiply_adds(plain, run.example().cpu()).values()),
         "steps": run.steps,
         "seconds_a_step": seconds,
         "seconds": seconds * run.steps,
         "memory": {
-            "weights": 4 * parameters,
-            "gradients": 4 * parameters,
+            "weights": 4 * trained,
+            "gradients": 4 * trained,
             "optimiser": state,
             "activations": sum(kept.values()),
             "images": images,
@@ -73,12 +75,12 @@ def estimate(recipe: Recipe, device: str | None = "cpu") -> dict:
 def table(e: dict) -> str:
     """An estimate for people."""
     shapes = [f"    {name:40}{'x'.join(map(str, shape)):>18}" for name, shape in e["shapes"].items()]
-    macs = f"{e['macs'] / 1e6:,.1f} M multiply-adds an image" if e["macs"] else "multiply-adds unknown"
     megabytes = {k: v / 1e6 for k, v in e["memory"].items()}
     return "\n".join(
         [
             f"{e['recipe']} on {e['device']}: {', '.join(f'{v:,} {k}' for k, v in e['images'].items())} images",
-            f"  {e['parameters']:,} parameters, {e['compressed']:,} of them as latents; {macs}",
+            f"  {e['parameters']:,} parameters, {e['compressed']:,} of them to be compressed; "
+            f"{e['macs'] / 1e6:,.1f} M multiply-adds an image",
             *shapes,
             f"  memory: {sum(megabytes.values()):,.0f} MB ({', '.join(f'{k} {v:,.1f}' for k, v in megabytes.items())})",
             f"  {e['steps']:,} steps of {1000 * e['seconds_a_step']:,.0f} ms: about {_duration(e['seconds'])} for the compressed network,"

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,25 @@ from ..runtime import Network
 from ..simplify import LAYERS, quieted
 from .trace import trace
 
-if TYPE_CHECKING:
-    from .compressor import Compressor
-
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 TOLERANCE = 1e-4  # relative to the largest output
 PROBES = 3  # random batches on which runtime and module are compared
 COARSE = 0.05  # of the largest output: a file that is further from the trained network comes with a warning
+
+
+class Storable(Protocol):
+    """A network whose weights are made of integers: by `reparameterize`, or by `quantize`."""
+
+    model: nn.Module
+
+    def tied_names(self) -> list[tuple[str, str]]:
+        """State-dict names of tied weights: (the one that is stored, the one that shares it)."""
+
+    def stored_layers(self) -> list[lnx.Layer]:
+        """Every weight as it is listed in the file, in the order of its latents there."""
+
+    def stored_groups(self) -> list[lnx.Group]:
+        """The integers and their decoders."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ def strip(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(value))
 
 
-def plain_copy(compressor: Compressor) -> nn.Module:
+def plain_copy(compressor: Storable) -> nn.Module:
     """An eval-mode copy of the network with ordinary weights, tied ones still tied."""
     model = copy.deepcopy(compressor.model).eval()
     for module in list(model.modules()):
@@ -236,15 +248,14 @@ def capture(module: nn.Module, example_input: Tensor) -> lnx.Model:
 
 
 def to_model(
-    compressor: Compressor, example_input: Tensor | None, side_bits: int = 8, graph: Graph | None = None
+    compressor: Storable, example_input: Tensor | None, side_bits: int = 8, graph: Graph | None = None
 ) -> tuple[lnx.Model, nn.Module]:
     """The network as the file's model, and a plain eval-mode copy of the module.
 
     graph  of an earlier call, to save the time of tracing the same network again
     """
     plain = plain_copy(compressor).cpu().float()
-    order = [w for g in compressor.groups for w in compressor.weights if w.group is g]
-    layers = [lnx.Layer(w.name, w.shape, compressor.groups.index(w.group), w.transposed, w.conv_groups) for w in order]
+    layers = compressor.stored_layers()
     shared = {name for _, name in compressor.tied_names()}
     others = _other_tensors(plain, {x.name for x in layers} | shared, side_bits)
     latents = lnx.Model(compressor.stored_groups(), layers)
@@ -270,7 +281,7 @@ def to_model(
 
 
 def save(
-    compressor: Compressor, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8
+    compressor: Storable, path: str | os.PathLike, example_input: Tensor | None = None, side_bits: int = 8
 ) -> Saved:
     """Write a compressed network to one file.
 

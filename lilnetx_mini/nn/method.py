@@ -1,4 +1,4 @@
-"""What makes a network small while it trains: latents and their penalties (LilNetX), or masks and what they leave (surrogates).
+"""What makes a network small while it trains: latents and their penalties (LilNetX), or masks, or bits (surrogates).
 
 A `Run` asks the same of both, in this order at every step: `schedule`, `look`, `penalty` on top of the task's loss, and, when the
 optimisers have stepped, `stepped`.
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..grid import LEVELS
+from .bits import quantize
+from .channels import multiply_adds
 from .compressor import reparameterize
 from .criteria import evenly, magnitudes, scales
 from .export import to_model
@@ -151,12 +154,34 @@ class LilNetX:
             self.steering.restore(state)
 
 
+class Plan:
+    """A soft count's way to what is asked for: exponentially, until the recipe's arrival. What is above it costs as a spring does.
+
+    So nothing has to be known of the scale on which the task's loss and the count trade: entries pay until there are few enough of them.
+    """
+
+    def __init__(self, recipe: Recipe, span: Span, start: float, target: float) -> None:
+        self.arrival, self.span, self.start, self.target = recipe.arrival, span, math.log(start), math.log(target)
+        self.now = self.start
+
+    def schedule(self, step: int) -> None:
+        """Where the count should be at a step."""
+        share = min(1.0, self.span.done(step) / max(self.arrival, 1e-9))
+        self.now = (1 - share) * self.start + share * self.target
+
+    def arrived(self, step: int) -> bool:
+        """Is it time to choose?"""
+        return self.span.done(step) >= self.arrival or step >= self.span.steps - 1
+
+    def penalty(self, count: Tensor) -> Tensor:
+        """Of a soft count."""
+        return PULL * (count.log() - self.now).clamp_min(0).square()
+
+
 class Surrogate:
     """Masks, whose soft multiply-adds are pulled along a plan to the share that is asked for, and there cut.
 
-    The plan falls exponentially until the recipe's arrival; what is above it costs as a spring does. So nothing has to be known of the
-    scale on which the task's loss and the multiply-adds trade: the mask's entries pay until there are few enough of them. What is cut
-    then leaves the network at once, and the rest of the training is as fast as the smaller one.
+    What is cut leaves the network at once, and the rest of the training is as fast as the smaller one.
 
     pruned  see `lilnetx_mini.nn.surrogate`. Where another criterion than the surrogate chooses, masks stay ones until they are cut
     """
@@ -164,7 +189,7 @@ class Surrogate:
     generator = None
 
     def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
-        self.model, self.recipe, self.span, self.target, self.plan = model, recipe, span, recipe.target_flops, 0.0
+        self.model, self.recipe, self.span, self.target = model, recipe, span, recipe.target_flops
         if not self.target:
             raise InputError(f"method={recipe.method}: a share of the multiply-adds is needed, as --target-flops 0.5 or target_flops=0.5")
         make = prune if recipe.method == "prune" else low_rank
@@ -173,7 +198,7 @@ class Surrogate:
             self.pruned.alpha.requires_grad_(False).fill_(1.0)
             self.scores()  # what cannot be had is known at once
         with torch.no_grad():
-            self.start = math.log(float(self.pruned.penalty()))
+            self.plan = Plan(recipe, span, float(self.pruned.penalty()), self.target)
         self.left: dict = {}  # what the cut has left, once it is done
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -181,15 +206,13 @@ class Surrogate:
         rest = [p for p in self.model.parameters() if p is not alpha]
         if self.left or not alpha.requires_grad:
             return [plain_optimizer(rest, self.recipe)]
-        rate = self.recipe.mask_lr or TRAVEL / max(self.span.steps - self.span.begin, 1)
-        return [plain_optimizer(rest, self.recipe), torch.optim.Adam([alpha], rate, fused=True)]
+        return [plain_optimizer(rest, self.recipe), torch.optim.Adam([alpha], _mask_rate(self.recipe, self.span), fused=True)]
 
     def schedule(self, step: int) -> None:
-        share = min(1.0, self.span.done(step) / max(self.recipe.arrival, 1e-9))
-        self.plan = (1 - share) * self.start + share * math.log(self.target)
+        self.plan.schedule(step)
 
     def look(self, step: int) -> None:
-        if self.left or (self.span.done(step) < self.recipe.arrival and step < self.span.steps - 1):
+        if self.left or not self.plan.arrived(step):
             return
         if self.recipe.criterion == "surrogate":
             self.pruned.keep(self.target)
@@ -218,7 +241,7 @@ class Surrogate:
             return self.pruned.alpha.new_zeros(())
         if by != "surrogate":
             return self.recipe.lam_mask * self.scores().mean()
-        return PULL * (self.pruned.penalty().log() - self.plan).clamp_min(0).square()
+        return self.plan.penalty(self.pruned.penalty())
 
     def stepped(self) -> None:
         if not self.left:
@@ -236,16 +259,76 @@ class Surrogate:
         }
 
     def state(self) -> dict:
-        return {"left": self.left, "start": self.start, "alive": self.pruned.alive.int().tolist()}
+        return {"left": self.left, "start": self.plan.start, "alive": self.pruned.alive.int().tolist()}
 
     def restore(self, state: dict) -> None:
-        self.left, self.start = state["left"], state["start"]
+        self.left, self.plan.start = state["left"], state["start"]
         self.pruned.alive.copy_(torch.tensor(state["alive"], dtype=torch.bool))
         if self.left:
             self.pruned.project()
             self._shrink()
 
 
+class Bits:
+    """Gates of grids, whose soft bits are pulled along a plan to what is asked for, and there opened or closed for good.
+
+    quantised  see `lilnetx_mini.nn.bits`
+    """
+
+    generator = None
+
+    def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
+        self.model, self.recipe, self.span = model, recipe, span
+        if not recipe.target_bits:
+            raise InputError("method=quantize: mean bits of a weight are needed, as --target-bits 4 or target_bits=4")
+        costs = multiply_adds(model, example) if recipe.bits_of == "macs" else None
+        self.quantised = quantize(model, costs=costs, form=recipe.form)
+        with torch.no_grad():
+            self.plan = Plan(recipe, span, float(self.quantised.penalty()), recipe.target_bits / LEVELS[-1])
+        self.chosen = False
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        own = [self.quantised.gates, *self.quantised.ranges]
+        ours = {id(p) for p in own}
+        rest = [p for p in self.model.parameters() if id(p) not in ours]
+        return [plain_optimizer(rest, self.recipe), torch.optim.Adam(own, _mask_rate(self.recipe, self.span), fused=True)]
+
+    def schedule(self, step: int) -> None:
+        self.plan.schedule(step)
+        self.quantised.store_ranges(step >= (1 - self.recipe.stored_decoders) * self.span.steps)
+
+    def look(self, step: int) -> None:
+        if not self.chosen and self.plan.arrived(step):
+            self.quantised.keep(self.recipe.target_bits)
+            self.chosen = True
+
+    def penalty(self) -> Tensor:
+        return self.quantised.gates.new_zeros(()) if self.chosen else self.plan.penalty(self.quantised.penalty())
+
+    def stepped(self) -> None:
+        if not self.chosen:
+            self.quantised.project()
+
+    def line(self) -> dict:
+        c = self.quantised.counts()
+        return {"bits": c.bits, "soft_bits": c.soft_bits, **dict(zip(("weights_zero", "slices_zero"), self.quantised.zeros(), strict=True))}
+
+    def state(self) -> dict:
+        return {"chosen": self.chosen, "start": self.plan.start, "open": self.quantised.open.int().tolist()}
+
+    def restore(self, state: dict) -> None:
+        self.chosen, self.plan.start = state["chosen"], state["start"]
+        self.quantised.open.copy_(torch.tensor(state["open"], dtype=torch.bool))
+        self.quantised.gates.requires_grad_(not self.chosen)
+
+
+def _mask_rate(recipe: Recipe, span: Span) -> float:
+    return recipe.mask_lr or TRAVEL / max(span.steps - span.begin, 1)
+
+
+METHODS = {"lilnetx": LilNetX, "prune": Surrogate, "low_rank": Surrogate, "quantize": Bits}
+
+
 def method(model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> Method:
     """The recipe's method; the network is changed in place."""
-    return (LilNetX if recipe.method == "lilnetx" else Surrogate)(model, example, recipe, span)
+    return METHODS[recipe.method](model, example, recipe, span)

@@ -30,14 +30,17 @@ class Recipe:
     lr                 peak rate of latents, decoders and the rest; rises over `warmup` of the steps, and falls to zero along a cosine
     plain_lr           the same for the plain network: each side of a comparison trains at its own best
     method             "lilnetx" (latents and their penalties); or masks over channels, "prune", or over the channels in between of layers
-                       in two, "low_rank": what `target_flops` asks for is then reached halfway through, see `nn.surrogate`
+                       in two, "low_rank": what `target_flops` asks for is then reached halfway through, see `nn.surrogate`; or weights
+                       on grids, "quantize", with `target_bits`, see `nn.bits`
     criterion          what decides which channels go: "surrogate", masks that are learned with the multiply-adds' soft counts; or, to
                        compare, "l1" of masks, "scales" of norm layers, "magnitude" of kernels, or the same share everywhere, "uniform"
-    arrival            share of the steps after which they are cut
+    arrival            share of the steps after which they are cut, or bits chosen
     lam_mask           multiplier of the mean of masks, or of norm layers' scales, for "l1" and "scales"
-    form               of masks' soft counts: "squared" or "root"
-    mask_lr            peak rate of masks, with Adam always; 0 for 10 divided by the steps, with which an entry can go from 1 to 0 some
-                       three times before masks are cut halfway
+    form               of soft counts: "squared" or "root"
+    target_bits        mean bits of a weight that may be left, for "quantize"; 0 for none
+    bits_of            what the mean is over: "weights", or their multiply-adds, "macs"
+    mask_lr            peak rate of masks and gates, with Adam always; 0 for 10 divided by the steps, with which an entry can go from 1
+                       to 0 some three times before masks are cut halfway
     density_lr         the same for the densities, with Adam always
     decoder_lr         the same for decoders, and
     rest_lr            for everything that is not compressed; 0 for both: as the latents (with "sgd", decoders then stay as they are)
@@ -96,6 +99,8 @@ class Recipe:
     arrival: float = 0.5
     lam_mask: float = 1.0
     form: str = "squared"
+    target_bits: float = 0.0
+    bits_of: str = "weights"
     mask_lr: float = 0.0
     density_lr: float = 0.01
     decoder_lr: float = 0.0
@@ -174,9 +179,10 @@ RECIPES = {r.name: r for r in (
 CRITERIA = ("surrogate", "l1", "scales", "magnitude", "uniform")
 CHOICES = {
     "optimizer": ("adam", "sgd"),
-    "method": ("lilnetx", "prune", "low_rank"),
+    "method": ("lilnetx", "prune", "low_rank", "quantize"),
     "criterion": CRITERIA,
     "form": FORMS,
+    "bits_of": ("weights", "macs"),
     "init": ("random", "from_weights"),
     "decoder": ("", "full", "diagonal", "scalar", "dct"),
     "quantiser": ("straight", "noise", "soft"),

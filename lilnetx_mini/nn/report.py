@@ -22,8 +22,9 @@ from ..data import Split
 from ..errors import CheckpointError, LilnetxError
 from ..jobs import run_jobs
 from ..provenance import circumstances
-from .compressor import Compressor, reparameterize
-from .export import Saved, load_into
+from .compressor import reparameterize
+from .export import Saved, Storable, load_into, save
+from .method import Bits
 from .models import count_bytes
 from .recipes import Recipe, get
 from .targets import slice_macs
@@ -59,8 +60,8 @@ def train_one(
     test = partial(evaluate, split=run.splits.test, score=recipe.score or right, world=run.world, workers=recipe.workers)
     result = {"seed": seed, f"test_{recipe.score_name}": test(trained.model), **trained.metrics[-1]}
     if compress:
-        compressor, plain = _stored(run, trained)
-        saved = _saved(run, compressor, Path(folder) / "model.lnx")
+        network, plain = _stored(run, trained)
+        saved = _saved(run, network, Path(folder) / "model.lnx")
         file = lnx.read(saved.path)
         result |= {
             "file_bytes": saved.file_bytes,
@@ -80,16 +81,18 @@ def train_one(
     return result
 
 
-def _stored(run: Run, trained: Trained) -> tuple[Compressor, nn.Module]:
+def _stored(run: Run, trained: Trained) -> tuple[Storable, nn.Module]:
     """What is to be written, and a plain network of that shape."""
+    if isinstance(run.method, Bits):
+        return run.method.quantised, run.recipe.model()
     if trained.compressor:
         return trained.compressor, run.recipe.model()
     return reparameterize(copy.deepcopy(trained.model), init="from_weights", levels=FINE), copy.deepcopy(trained.model)
 
 
-def _saved(run: Run, compressor: Compressor, path: Path) -> Saved:
+def _saved(run: Run, network: Storable, path: Path) -> Saved:
     """The file, written by the first process; the others wait for it, and know what it says."""
-    saved = compressor.save(path, run.example(), run.recipe.side_bits) if run.world.rank == 0 else None
+    saved = save(network, path, run.example(), run.recipe.side_bits) if run.world.rank == 0 else None
     run.world.wait()
     return saved or Saved(str(path), path.stat().st_size, "", math.nan)
 
@@ -198,6 +201,7 @@ ASKED = {  # what was asked for, what became of it, and how to show both
     "target_size": ("file_bytes", "{:,.0f} bytes"),
     "target_flops": ("flops_left", "{:.1%} of the multiply-adds"),
     "target_slices": ("slices_zero", "{:.1%} of the slices zero"),
+    "target_bits": ("bits", "{:.3g} bits a weight"),
 }
 
 
