@@ -1,4 +1,4 @@
-"""The command line: ``lilnetx train | prune | factor | quantize | sweep | info | evaluate | predict | bench | export``."""
+"""The command line: ``lilnetx train | prune | factor | quantize | latency-table | sweep | info | evaluate | predict | bench | export``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__
 from .errors import InputError, LilnetxError
+
+if TYPE_CHECKING:
+    from .nn.latency import Table
 
 app = typer.Typer(
     help="Train networks to be small on disk and fast to run, and use the files they become.",
@@ -79,6 +82,7 @@ JobsOption = Annotated[int | None, typer.Option(min=1, help="runs at a time [def
 PlainOption = Annotated[bool, typer.Option(help="train the plain network too, to compare")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="show shapes, memory, steps and time, and train nothing")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one")]
+RuntimeOption = Annotated[str, typer.Option(help="whose milliseconds: onnxruntime, torch, or lilnetx for this package's own runtime")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 
@@ -122,44 +126,75 @@ def train(
     _train(recipe, changes, seeds, max_accuracy_drop, out, plain, fresh, jobs, device, dry_run, quiet)
 
 
-def _masks(method: str, does: str) -> Callable[..., None]:
-    """A command that trains a recipe with masks."""
+@app.command(epilog="Example: lilnetx prune digits --target-flops 0.5 --set epochs=20")
+def prune(
+    recipe: RecipeArgument,
+    target_flops: Annotated[str | None, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")] = None,
+    target_latency_ms: Annotated[
+        float | None, typer.Option(metavar="MS", min=0.0, help="instead: milliseconds that a call of the network should take here")
+    ] = None,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(help="what `lilnetx latency-table` wrote [default: measured first, and kept in the folder of the results]"),
+    ] = None,
+    runtime: RuntimeOption = "onnxruntime",
+    out: OutOption = None,
+    seeds: SeedsOption = "0",
+    settings: SetOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    plain: PlainOption = True,
+    fresh: FreshOption = False,
+    jobs: JobsOption = None,
+    device: DeviceOption = "cpu",
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a recipe so that channels can go: fewer multiply-adds, or milliseconds, and a narrower network.
 
-    def command(
-        recipe: RecipeArgument,
-        target_flops: Annotated[str, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")],
-        out: OutOption = None,
-        seeds: SeedsOption = "0",
-        settings: SetOption = None,
-        model: ModelOption = None,
-        weights: WeightsOption = None,
-        data_dir: DataOption = None,
-        plain: PlainOption = True,
-        fresh: FreshOption = False,
-        jobs: JobsOption = None,
-        device: DeviceOption = "cpu",
-        dry_run: DryOption = False,
-        quiet: QuietOption = False,
-    ) -> None:
-        asked = {"method": method, "target_flops": str(_share(target_flops))}
-        changes = _changes(settings, model, weights, data_dir) | asked
-        _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
-
-    command.__doc__ = f"""{does}
-
-    The network that is trained, or that --weights holds, has the mask's entries as further weights; at half of the steps (--set
-    arrival=0.5) the smallest are cut until no more is left than was asked for, and the rest of the training makes the best of it. The
-    file holds the smaller network. It is `lilnetx train RECIPE --set method={method}`, with the same options.
+    The network that is trained, or that --weights holds, has an entry of a mask for every channel that can go; at half of the steps
+    (--set arrival=0.5) the smallest are cut until no more is left than was asked for, and the rest of the training makes the best of
+    it. The file holds the smaller network. It is `lilnetx train RECIPE --set method=prune`, with the same options.
     """
-    return command
+    if (target_flops is None) == (target_latency_ms is None):
+        raise InputError("--target-flops 0.5, or --target-latency-ms 3: one of them is needed")
+    changes = _changes(settings, model, weights, data_dir) | {"method": "prune"}
+    if target_flops is not None:
+        changes["target_flops"] = str(_share(target_flops))
+    else:
+        changes["target_latency_ms"] = f"{target_latency_ms:g}"
+        path = latency_table or _folder(out, recipe, changes) / "latency.json"
+        if latency_table is None and not path.exists():
+            _measure_latency(recipe, changes, runtime, 1, 1, path, quiet)
+        out, changes["latency_table"] = _folder(out, recipe, changes), str(path)
+    _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
 
 
-app.command("prune", epilog="Example: lilnetx prune digits --target-flops 0.5 --set epochs=20")(
-    _masks("prune", "Train a recipe so that channels can go: fewer multiply-adds, a narrower network.")
-)
-app.command("factor", epilog="Example: lilnetx factor digits --target-flops 0.5 --set epochs=20")(
-    _masks("low_rank", "Train a recipe whose layers become two each, with few channels in between: fewer multiply-adds.")
-)
+@app.command(epilog="Example: lilnetx factor digits --target-flops 0.5 --set epochs=20")
+def factor(
+    recipe: RecipeArgument,
+    target_flops: Annotated[str, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")],
+    out: OutOption = None,
+    seeds: SeedsOption = "0",
+    settings: SetOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data_dir: DataOption = None,
+    plain: PlainOption = True,
+    fresh: FreshOption = False,
+    jobs: JobsOption = None,
+    device: DeviceOption = "cpu",
+    dry_run: DryOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a recipe whose layers become two each, with few channels in between: fewer multiply-adds.
+
+    The channels in between have entries of a mask that start at the singular values of the layer's weight; see `lilnetx prune` for what
+    becomes of them. It is `lilnetx train RECIPE --set method=low_rank`, with the same options.
+    """
+    changes = _changes(settings, model, weights, data_dir) | {"method": "low_rank", "target_flops": str(_share(target_flops))}
+    _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
 
 
 @app.command(epilog="Example: lilnetx quantize digits --target-bits 3 --set epochs=20")
@@ -190,6 +225,43 @@ def quantize(
     asked = {"method": "quantize", "target_bits": f"{target_bits:g}"}
     changes = _changes(settings, model, weights, data_dir) | asked
     _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
+
+
+@app.command("latency-table", epilog="Example: lilnetx latency-table cifar10_resnet20 --out resnet20.json")
+def latency_table(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("latency.json"),
+    runtime: RuntimeOption = "onnxruntime",
+    batch: Annotated[int, typer.Option(min=1, help="images in a call")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="threads of the runtime")] = 1,
+    settings: SetOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Time a recipe's layers on this machine at a grid of widths, for `lilnetx prune --target-latency-ms`.
+
+    Whatever else the machine does meanwhile is in the numbers: let it rest.
+    """
+    table = _measure_latency(recipe, _changes(settings, model, None, data_dir), runtime, batch, threads, out, quiet)
+    typer.echo(f"{out}: {runtime}, batch {batch}, {threads} thread{'s' * (threads > 1)}, {table.made['machine']}")
+    for name, grid in table.kinds.items():
+        typer.echo(f"  {name:44}{grid.ms[-1][-1]:9.4f} ms   ({grid.ms[0][0]:.4f} ms at its narrowest)")
+    typer.echo(f"a network takes {table.base:.3f} ms and {table.factor:.3f} times the sum of its layers")
+
+
+def _measure_latency(recipe: str, changes: dict[str, str], runtime: str, batch: int, threads: int, path: Path, quiet: bool) -> Table:
+    """The latency table of a recipe's network, written to a file."""
+    import torch
+
+    from .data import batches
+    from .nn import latency, recipes
+
+    known = recipes.get(recipe, {k: v for k, v in changes.items() if k == "own_model"})
+    image = torch.from_numpy(next(iter(batches(known.data().validation, [], 1)))[0])
+    table = latency.measure(known.model(), image.expand(batch, *image.shape[1:]), runtime, threads, progress=not quiet)
+    table.save(path)
+    return table
 
 
 def _train(

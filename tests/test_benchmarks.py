@@ -168,3 +168,28 @@ def test_criteria_are_compared_at_equal_multiply_adds_after_equal_trials(tmp_pat
     assert compare("--target-flops", "0.5", "--criteria", "kernels") == both
     with pytest.raises(SystemExit, match="no trials with 0.5 of l1 of masks"):
         compare("--target-flops", "0.7", "--settings-of", "0.5", "--criteria", "l1 of masks")
+
+
+def test_predictions_are_compared_with_a_stopwatch(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("torch_pruning")
+    file = tmp_path / "l.json"
+    options = ["--runtimes", "torch", "--count", "2", "--runs", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["latency.py", "digits", *options])
+    load("latency").main()
+    row = json.loads(file.read_text())["networks"]["digits"]["torch"]
+    errors = [p / m - 1 for p, m in zip(row["predicted_ms"][1:], row["measured_ms"][1:], strict=True)]
+    assert len(errors) == 2 and row["errors"] == pytest.approx(errors)
+    assert row["median_error"] == pytest.approx(sum(map(abs, errors)) / 2) and "median error" in capfd.readouterr().out
+
+
+def test_trainings_that_search_are_timed_against_a_plain_one(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_pruning")
+    file = tmp_path / "s.json"
+    options = ["--set", "epochs=1,images=256", "--runs", "2", "--only", "prune to 1/2", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["search.py", "digits", *options])
+    load("search").main()
+    rows = json.loads(file.read_text())["rows"]
+    assert set(rows) == {"plain", "prune to 1/2"} and all(len(r["seconds"]) == 2 for r in rows.values())
+    ratios = sorted(s / p for s, p in zip(rows["prune to 1/2"]["seconds"], rows["plain"]["seconds"], strict=True))
+    assert rows["plain"]["ratio"] == 1 and rows["prune to 1/2"]["ratio"] == pytest.approx(sum(ratios) / 2)
+    assert " x" in capsys.readouterr().out

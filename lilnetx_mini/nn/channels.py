@@ -132,9 +132,13 @@ class Channels:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def _total(self, each: Tensor, counts: Tensor, merged: bool) -> Tensor:
+    def widths(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """(G,) units left to the channels, (L,) each, that layers then make and read; float64, with a gradient."""
         left = torch.cat([counts.double(), torch.ones(1, dtype=torch.float64, device=counts.device)])
-        makes, reads = self._makes @ left, self._reads @ left
+        return self._makes @ left, self._reads @ left
+
+    def _total(self, each: Tensor, counts: Tensor, merged: bool) -> Tensor:
+        makes, reads = self.widths(counts)
         rows = each * makes * reads
         total = rows.sum()
         for first, second in self._pairs if merged else ():

@@ -6,6 +6,7 @@ optimisers have stepped, `stepped`.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..grid import LEVELS
+from . import latency
 from .bits import quantize
 from .channels import multiply_adds
 from .compressor import reparameterize
@@ -23,11 +25,13 @@ from .criteria import evenly, magnitudes, scales
 from .export import to_model
 from .optimise import optimizers, plain_optimizer, warm_cosine
 from .recipes import Recipe
-from .surrogate import low_rank, prune
+from .surrogate import Pruned, low_rank, prune
 from .targets import Steering, Targets, mac_shares, weigh_by_macs
 
 SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
 TRAVEL = 10.0  # learning rate of masks times steps
+DOUBT = 1.5  # how far a stopwatch may be from a table to be believed
+TRIES, CLOSE = 6, 0.02  # cuts that are timed until one takes as long as was asked for, nearly enough
 PULL = 10.0  # what the square of the distance to the plan costs, in logarithms of the multiply-adds
 
 
@@ -190,16 +194,28 @@ class Surrogate:
 
     def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
         self.model, self.recipe, self.span, self.target = model, recipe, span, recipe.target_flops
-        if not self.target:
-            raise InputError(f"method={recipe.method}: a share of the multiply-adds is needed, as --target-flops 0.5 or target_flops=0.5")
-        make = prune if recipe.method == "prune" else low_rank
-        self.pruned = make(model, example, form=recipe.form)
+        self.pruned = self._made(example)
+        if recipe.target_latency_ms:
+            self.target = self._share_of(recipe.target_latency_ms)
         if recipe.criterion in ("scales", "magnitude", "uniform"):
             self.pruned.alpha.requires_grad_(False).fill_(1.0)
             self.scores()  # what cannot be had is known at once
         with torch.no_grad():
             self.plan = Plan(recipe, span, float(self.pruned.penalty()), self.target)
         self.left: dict = {}  # what the cut has left, once it is done
+
+    def _made(self, example: Tensor) -> Pruned:
+        r = self.recipe
+        if bool(self.target) == bool(r.target_latency_ms):
+            either = "a share of the multiply-adds, as --target-flops 0.5 or target_flops=0.5, or milliseconds, as --target-latency-ms 3"
+            raise InputError(f"method={r.method}: {either}: one of them is needed")
+        if not r.target_latency_ms:
+            return (prune if r.method == "prune" else low_rank)(self.model, example, form=r.form)
+        if r.method != "prune" or not r.latency_table:
+            what = "a latency_table" if r.method == "prune" else "method=prune"
+            raise InputError(f"target_latency_ms={r.target_latency_ms:g}: {what} is needed with it")
+        table = latency.load(r.latency_table)
+        return prune(self.model, example[:1].expand(table.batch, *example.shape[1:]), form=r.form, table=table)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         alpha = self.pruned.alpha
@@ -214,12 +230,56 @@ class Surrogate:
     def look(self, step: int) -> None:
         if self.left or not self.plan.arrived(step):
             return
-        if self.recipe.criterion == "surrogate":
-            self.pruned.keep(self.target)
-        else:
-            self.pruned.cut(self.scores().detach(), self.target)
-        self.left = self.line()
+        measured = self._fit() if self.recipe.target_latency_ms else {}
+        if not measured:
+            self._cut(self.target)
+        self.left = self.line() | measured
         self._shrink()
+
+    def _cut(self, share: float) -> None:
+        if self.recipe.criterion == "surrogate":
+            self.pruned.keep(share, self.recipe.round_to)
+        else:
+            self.pruned.cut(self.scores().detach(), share, self.recipe.round_to)
+
+    def _share_of(self, ms: float) -> float:
+        """The share of predicted milliseconds with which a network takes so many by the stopwatch, as far as can be known before."""
+        asked, dense = f"target_latency_ms={ms:g}", self.pruned.counts().dense_ms
+        if ms >= dense:
+            raise InputError(f"{asked}: {dense:.3g} ms are predicted for the whole network already")
+        (least,) = self.span.agreed([self._timed(self.pruned.narrowest())])
+        if least > ms:
+            raise InputError(f"{asked} is out of reach: the narrowest network takes {least:.3g} ms")
+        trial = copy.deepcopy(self.pruned)
+        trial.cut(evenly(magnitudes(trial), trial.channels.units), ms / dense, self.recipe.round_to)
+        (took,) = self.span.agreed([self._timed(trial.shrink())])
+        return min(ms / dense * min(max(ms / took, 1 / DOUBT), DOUBT), 1.0)
+
+    def _timed(self, network: nn.Module) -> float:
+        """Milliseconds, by the stopwatch."""
+        table = self.pruned.latency.table
+        return latency.milliseconds({"": network}, self.pruned.example, table.runtime, table.threads)[""]
+
+    def _fit(self) -> dict:
+        """Cut to what the stopwatch says is asked for: where it and the table differ, aim higher or lower."""
+        pruned, asked = self.pruned, self.recipe.target_latency_ms
+        before, entries = pruned.alive.clone(), pruned.alpha.detach().clone()
+        share, tried = math.exp(self.plan.target), []
+        for _ in range(TRIES):
+            pruned.alive.copy_(before)
+            pruned.alpha.data.copy_(entries)
+            self._cut(share)
+            (took,) = self.span.agreed([self._timed(pruned.shrink())])
+            tried.append((abs(took / asked - 1), share, took))
+            if tried[-1][0] < CLOSE:
+                break
+            share = min(share * asked / took, 1.0)
+        else:
+            _, share, took = min(tried)
+            pruned.alive.copy_(before)
+            pruned.alpha.data.copy_(entries)
+            self._cut(share)
+        return {"measured_ms": took}
 
     def _shrink(self) -> None:
         """Go on with the network that is left."""
@@ -256,13 +316,14 @@ class Surrogate:
             "soft_flops_left": c.soft_macs / c.dense_macs,
             "weights_zero": 1 - c.weights / c.dense_weights,
             "slices_zero": 1 - c.slices / max(c.dense_slices, 1),
+            **({"soft_ms": c.soft_ms, "predicted_ms": c.ms, "dense_ms": c.dense_ms} if self.pruned.latency else {}),
         }
 
     def state(self) -> dict:
-        return {"left": self.left, "start": self.plan.start, "alive": self.pruned.alive.int().tolist()}
+        return {"left": self.left, "plan": [self.plan.start, self.plan.target], "alive": self.pruned.alive.int().tolist()}
 
     def restore(self, state: dict) -> None:
-        self.left, self.plan.start = state["left"], state["start"]
+        self.left, (self.plan.start, self.plan.target) = state["left"], state["plan"]
         self.pruned.alive.copy_(torch.tensor(state["alive"], dtype=torch.bool))
         if self.left:
             self.pruned.project()

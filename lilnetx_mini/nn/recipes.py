@@ -50,6 +50,9 @@ class Recipe:
     weigh_macs         1: slice norms count as the multiply-adds of their slices do, those of kernels of one position too; always so
                        with target_flops where these have most of the multiply-adds
     target_size        bytes that the whole file may take, and
+    target_latency_ms  milliseconds that the network may take, for "prune" instead of `target_flops`: those that the file
+    latency_table      predicts, see `nn.latency`, corrected by the stopwatch when channels are cut, in its runtime
+    round_to           every group of channels keeps a multiple of so many, for "prune" and "low_rank"
     target_flops       multiply-adds that may be left, as a share of the dense network's, and
     target_slices      share of slices that should be zero: multipliers then follow the gap, see `nn.targets`; 0 for none
     weights            file with trained weights to start from, of torch, see `nn.weights`; "" for none
@@ -114,6 +117,9 @@ class Recipe:
     ramp: float = 0.3
     weigh_macs: int = 0
     target_size: float = 0.0
+    target_latency_ms: float = 0.0
+    latency_table: str = ""
+    round_to: int = 1
     target_flops: float = 0.0
     target_slices: float = 0.0
     weights: str = ""
@@ -188,7 +194,7 @@ CHOICES = {
     "quantiser": ("straight", "noise", "soft"),
     "rate_of": ("noise", "rounded"),
 }
-TEXTS = ("weights",)
+TEXTS = ("weights", "latency_table")
 FROM_ZERO = (  # whole numbers that may be 0
     "images", "shift", "flip", "cutout", "channels_last", "compile", "bf16", "workers", "weigh_macs",
 )  # fmt: skip

@@ -201,6 +201,7 @@ ASKED = {  # what was asked for, what became of it, and how to show both
     "target_size": ("file_bytes", "{:,.0f} bytes"),
     "target_flops": ("flops_left", "{:.1%} of the multiply-adds"),
     "target_slices": ("slices_zero", "{:.1%} of the slices zero"),
+    "target_latency_ms": ("measured_ms", "{:.3g} ms"),
     "target_bits": ("bits", "{:.3g} bits a weight"),
 }
 

@@ -8,6 +8,7 @@ they make of it. The soft count of a group's entries stands for the number of it
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from .channels import STAYS, Channels, grouped
 from .compressor import TRANSPOSED
 from .export import strip
 from .factored import Factored, factorise, merge
+from .latency import Predictor, Table
 from .prior import soft_count
 from .shrink import shrink
 
@@ -49,6 +51,7 @@ class Counts:
 
     soft_macs, macs  multiply-adds of one image, by soft counts, and those of channels that are left
     slices           kernels of more than one position
+    ms               milliseconds that a latency table predicts, in the same three ways; NaN without one
     """
 
     soft_macs: float
@@ -58,6 +61,9 @@ class Counts:
     dense_weights: int
     slices: int
     dense_slices: int
+    soft_ms: float = math.nan
+    ms: float = math.nan
+    dense_ms: float = math.nan
 
 
 class Pruned:
@@ -66,16 +72,19 @@ class Pruned:
     alpha     (units,) the mask, for an optimiser of its own, without weight decay
     channels  what its entries stand for
     form      of the soft counts: "squared" or "root"
+    latency   predicts milliseconds, and these are then what counts; None: multiply-adds
     """
 
-    def __init__(self, model: nn.Module, channels: Channels, example: Tensor, form: str, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, channels: Channels, example: Tensor, form: str, seed: int, latency: Predictor | None = None
+    ) -> None:
         device = next(model.parameters()).device
-        self.model, self.channels, self.example, self.form = model, channels.to(device), example, form
+        self.model, self.channels, self.example, self.form, self.latency = model, channels.to(device), example, form, latency
         noise = torch.rand(sum(channels.units), generator=torch.Generator().manual_seed(seed))
         self.alpha = nn.Parameter((1 - JITTER * noise).to(device))
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
         self._full = torch.tensor(channels.units, device=device)
-        self._dense = channels.macs(self._full, merged=True)
+        self._dense = self.cost(self._full)
         for layer in channels.layers:
             module = model.get_submodule(layer.name)
             ranked = model.get_submodule(layer.name.rpartition(".")[0])
@@ -86,10 +95,18 @@ class Pruned:
                 mask = Mask(self.alpha, layer.reads, module.weight, 0 if isinstance(module, TRANSPOSED) else 1)
                 parametrize.register_parametrization(module, "weight", mask)
 
+    def cost(self, counts: Tensor) -> Tensor:
+        """Multiply-adds, or milliseconds, of (G,) units left of every group; 0-d float64."""
+        return self.latency(counts) if self.latency else self.channels.macs(counts, merged=True)
+
+    def soft_counts(self) -> Tensor:
+        """(G,) soft counts of every group's entries."""
+        return torch.stack([soft_count(a, self.form) for a in self.alpha.split(self.channels.units)])
+
     def penalty(self) -> Tensor:
-        """Soft multiply-adds over those of the whole network; 0-d, 0 .. 1. Multiply it and add it to the task's loss."""
-        counts = torch.stack([soft_count(a, self.form) for a in self.alpha.split(self.channels.units)])
-        return (self.channels.macs(counts) / self._dense).float()
+        """Soft multiply-adds, or milliseconds, over those of the whole network; 0-d, 0 .. 1. Multiply it and add it to the task's loss."""
+        counts = self.soft_counts()
+        return ((self.latency(counts, steady=True) if self.latency else self.channels.macs(counts)) / self._dense).float()
 
     @torch.no_grad()
     def project(self) -> None:
@@ -104,41 +121,50 @@ class Pruned:
         channels, left = self.channels, self.channels.counts(self.alpha.detach() > 0)
         hard = [int(f(n, merged=True).round()) for f in (channels.macs, channels.weights, channels.slices) for n in (left, self._full)]
         with torch.no_grad():
-            return Counts(float(self.penalty() * self._dense), *hard)
+            soft = self.soft_counts()
+            ms = [float(self.latency(n)) for n in (soft, left, self._full)] if self.latency else []
+            return Counts(float(channels.macs(soft)), *hard, *ms)
 
     @torch.no_grad()
-    def keep(self, share: float) -> None:
-        """Cut the smallest entries for good, so that at most this share of the multiply-adds is left.
+    def keep(self, share: float, round_to: int = 1) -> None:
+        """Cut the smallest entries for good, so that at most this share of the multiply-adds, or milliseconds, is left.
+
+        round_to  let as many units stay in every group as are a multiple of it, or all
 
         Entries are compared by what decides whether a soft count lets them shrink or grow, alpha * l1 / l2**2 in their group.
         """
         parts = self.alpha.detach().split(self.channels.units)
-        self.cut(torch.cat([a * a.sum() / a.square().sum() for a in parts]), share)
+        self.cut(torch.cat([a * a.sum() / a.square().sum() for a in parts]), share, round_to)
 
     @torch.no_grad()
-    def cut(self, scores: Tensor, share: float) -> None:
+    def cut(self, scores: Tensor, share: float, round_to: int = 1) -> None:
         """Cut the units with the smallest scores, (units,), for good; ties by their order. The best of every group stays.
 
-        raises  InputError if no choice leaves so little
+        share     of the multiply-adds, or milliseconds, that may be left
+        round_to  as in `keep`
+        raises    InputError if no choice leaves so little
         """
+        what = "milliseconds" if self.latency else "multiply-adds"
         if not 0 < share <= 1:
-            raise InputError(f"a share of {share} of the multiply-adds: a number above 0 and at most 1 is needed")
+            raise InputError(f"a share of {share} of the {what}: a number above 0 and at most 1 is needed")
         channels, device = self.channels, self.alpha.device
         best = torch.cat([torch.arange(len(s)) == s.argmax() for s in scores.cpu().split(channels.units)])
         order = torch.where(best, torch.inf, scores.cpu().double()).argsort(descending=True, stable=True).to(device)
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
         low, high = len(channels.units), len(order)  # the most units that are few enough lie in low .. high
 
         def left(count: int) -> Tensor:
-            return torch.zeros(len(order), dtype=torch.bool, device=device).index_fill(0, order[:count], True)
+            alive = rank < count
+            return alive if round_to == 1 else _rounded(alive, rank, channels.units, round_to)
 
-        def macs(count: int) -> float:
-            return float(channels.macs(channels.counts(left(count)), merged=True) / self._dense)
+        def cost(count: int) -> float:
+            return float(self.cost(channels.counts(left(count))) / self._dense)
 
-        if macs(low) > share:
-            raise InputError(f"{share:.1%} of the multiply-adds are out of reach: one channel a layer leaves {macs(low):.1%}")
+        if cost(low) > share:
+            raise InputError(f"{share:.1%} of the {what} are out of reach: the fewest channels that may stay leave {cost(low):.1%}")
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if macs(middle) <= share else (low, middle - 1)
+            low, high = (middle, high) if cost(middle) <= share else (low, middle - 1)
         self.alive &= left(low)
         self.project()
 
@@ -156,9 +182,31 @@ class Pruned:
         merge(small)
         return small
 
+    @torch.no_grad()
+    def narrowest(self) -> nn.Module:
+        """The network with one unit in every group: there is no smaller one."""
+        other = copy.deepcopy(self)
+        other.alive = torch.cat([torch.arange(n, device=self.alpha.device) == 0 for n in self.channels.units])
+        other.project()
+        return other.shrink()
+
+
+def _rounded(alive: Tensor, rank: Tensor, units: list[int], step: int) -> Tensor:
+    """With as many alive in every group as are a multiple of the step, at least once that or all: those that rank first."""
+    rows = []
+    for part, places in zip(alive.split(units), rank.split(units), strict=True):
+        count = min(len(part), max(step, int(part.sum()) // step * step))
+        rows.append(torch.zeros_like(part).index_fill_(0, places.argsort()[:count], True))
+    return torch.cat(rows)
+
 
 def prune(
-    model: nn.Module, example_input: Tensor, only: str | Iterable[str] = "*", form: str = "squared", seed: int = 0
+    model: nn.Module,
+    example_input: Tensor,
+    only: str | Iterable[str] = "*",
+    form: str = "squared",
+    seed: int = 0,
+    table: Table | None = None,
 ) -> Pruned:
     """Give every channel that can go an entry of a mask, in place.
 
@@ -169,8 +217,9 @@ def prune(
                    are understood
     form           of the soft counts: "squared", exact for masks of zeros and equal entries, or "root"
     seed           of the jitter from which the entries, 0.99 .. 1, start
-    raises         InputError for a parametrised module, or where nothing can go; MissingExtraError without torch-pruning;
-                   ExportError if it cannot follow the network
+    table          of latencies, see `lilnetx_mini.nn.latency`: what counts are then milliseconds
+    raises         InputError for a parametrised module, where nothing can go, or if the table lacks a layer; MissingExtraError without
+                   torch-pruning; ExportError if it cannot follow the network
 
         pruned = prune(model, x[:2])
         for x, y in batches:
@@ -184,7 +233,8 @@ def prune(
         raise InputError("the module is parametrised already: start from a plain network")
     patterns = (only,) if isinstance(only, str) else tuple(only)
     example_input = example_input.to(next(model.parameters()).device)
-    return Pruned(model, Channels(model, example_input, patterns), example_input, form, seed)
+    channels = Channels(model, example_input, patterns)
+    return Pruned(model, channels, example_input, form, seed, table.of(model, example_input, channels) if table else None)
 
 
 def low_rank(

@@ -400,6 +400,8 @@ class Run:
             shown |= {"kB": f"{line['latent_bytes'] / 1000:.2f}", "slices zero": f"{100 * line['slices_zero']:.0f} %"}
         if "soft_flops_left" in line:
             shown |= {"MACs": f"{100 * line['flops_left']:.0f} %", "softly": f"{100 * line['soft_flops_left']:.0f} %"}
+        if "soft_ms" in line:
+            shown |= {"ms": f"{line['predicted_ms']:.3g}"}
         if "soft_bits" in line:
             shown |= {"bits": f"{line['bits']:.2f}", "softly": f"{line['soft_bits']:.2f}"}
         return shown
