@@ -49,3 +49,10 @@ def test_the_table_of_stand_ins_for_rounding():
         for kind, cell in zip(row["kinds"], line.split("|")[2:-1], strict=True):
             points = 100 * (mean(r["accuracy"] for r in row["kinds"][kind]) - mean(row["straight_at_these_sizes"][kind]))
             assert f"{points:+.1f}".replace("-", "−") == cell.strip()
+
+
+def test_what_a_search_costs():
+    (text,) = re.findall(r"<!-- from results/search.json -->\n(.*?)\n\n", README, re.DOTALL)
+    rows = json.loads((ROOT / "results/search.json").read_text())["rows"]
+    for name, row in rows.items():
+        assert name == "plain" or f"{row['ratio']:.2f}" in text
