@@ -108,7 +108,7 @@ def test_commands_train_with_masks_from_weights_of_the_users(command, method, tm
     report = json.loads((folder / "report.json").read_text())
     assert report["asked"] == {"target_flops": 0.6} and report["compressed"][0]["flops_left"] <= 0.6
     assert "asked for 60.0% of the multiply-adds" in done.output
-    assert CliRunner().invoke(app, [command, "digits"]).exit_code == 2  # what should be left has to be said
+    assert CliRunner().invoke(app, [command, "digits"]).exit_code != 0  # what should be left has to be said
 
 
 def test_from_the_cut_on_the_smaller_network_is_trained_and_computes_what_the_masked_one_did(tmp_path):

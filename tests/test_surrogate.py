@@ -134,7 +134,7 @@ def test_the_units_that_are_cut_have_the_smallest_scores():
 def test_shares_out_of_reach_are_refused():
     model, x = made("vgg")
     pruned = prune(model, x)
-    with pytest.raises(InputError, match=r"out of reach: one channel a layer leaves \d"):
+    with pytest.raises(InputError, match=r"out of reach: the fewest channels that may stay leave \d"):
         pruned.keep(0.001)
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(InputError, match="share"):
