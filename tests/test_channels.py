@@ -123,3 +123,24 @@ def test_the_network_stays_as_it_was():
     Channels(model, torch.randn(2, 1, 28, 28))
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+class Mixing(nn.Module):
+    """Of its hidden channels, each changes what becomes of the others: by a norm over all of them, or as queries and keys do."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.up, self.norm, self.down, self.how = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3), how
+
+    def forward(self, x):
+        h = self.up(x)
+        return self.down(self.norm(h) if self.how == "norm" else (h @ h.transpose(1, 2)).softmax(-1) @ h)
+
+
+@pytest.mark.parametrize("how", ["norm", "attention"])
+def test_channels_that_change_each_other_stay(how):
+    x = torch.randn(2, 5, 6)
+    with pytest.raises(InputError, match="has no channels that could go"):
+        Channels(Mixing(how), x)
+    more = nn.Sequential(Mixing(how), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert [g.name for g in Channels(more, x).groups] == ["0.down", "1"]

@@ -234,20 +234,32 @@ def _candidates(sides: list[tuple[Units, Units]], named: set[int]) -> list[tuple
 
 
 def _proved(model: nn.Module, example: Tensor, layers: list[nn.Module], sides: list[tuple[Units, Units]]) -> list[tuple[Units, Units]]:
-    """Without units that matter to the output even where no layer reads them."""
+    """Without units that matter to the output even where no layer reads them: all of them, and each of two halves for itself.
+
+    Half of the channels that a layer norm sees, or of those by which queries and keys meet, changes what becomes of the other half.
+    """
     while True:
-        blind = copy.deepcopy(model)
-        twins = dict(zip(model.modules(), blind.modules(), strict=True))
-        for m, (_, reads) in zip(layers, sides, strict=True):
-            if not grouped(m):
-                columns(twins[m])[:, torch.from_numpy(reads != STAYS)] = 0
-        given = {twins[m]: np.flatnonzero(makes != STAYS).tolist() for m, (makes, _) in zip(layers, sides, strict=True)}
-        given = {m: channels for m, channels in given.items() if channels}
-        if unread(blind, example, given):
+        units = np.setdiff1d(np.concatenate([u for side in sides for u in side]), [STAYS])
+        halves = np.array_split(np.random.default_rng(0).permutation(units), 2)
+        out = np.concatenate([_leaking(model, example, layers, sides, part) for part in (units, *halves)])
+        if not len(out):
             return sides
-        leaks = [n for n, m in enumerate(layers) if twins[m] in given and not unread(blind, example, {twins[m]: given[twins[m]]})]
-        out = np.concatenate([sides[n][0] for n in leaks or range(len(sides))])
         sides = [tuple(np.where(np.isin(u, out), STAYS, u) for u in side) for side in sides]
+
+
+def _leaking(model: nn.Module, example: Tensor, layers: list[nn.Module], sides: list[tuple[Units, Units]], part: Units) -> Units:
+    """Of these units, those that matter to the output where no layer reads any of them; all, if it cannot be told which."""
+    blind = copy.deepcopy(model)
+    twins = dict(zip(model.modules(), blind.modules(), strict=True))
+    for m, (_, reads) in zip(layers, sides, strict=True):
+        if not grouped(m):
+            columns(twins[m])[:, torch.from_numpy(np.isin(reads, part))] = 0
+    given = {twins[m]: np.flatnonzero(np.isin(makes, part)).tolist() for m, (makes, _) in zip(layers, sides, strict=True)}
+    given = {m: channels for m, channels in given.items() if channels}
+    if unread(blind, example, given):
+        return part[:0]
+    leaks = [n for n, m in enumerate(layers) if twins[m] in given and not unread(blind, example, {twins[m]: given[twins[m]]})]
+    return np.concatenate([sides[n][0] for n in leaks]) if leaks else part
 
 
 def columns(module: nn.Module) -> Tensor:
