@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from itertools import product
 from pathlib import Path
 
@@ -44,19 +43,18 @@ CRITERIA: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
 
 
 def train(name: str, changes: dict[str, str], seed: int, folder: str, test: bool, position: int = 0) -> dict:
-    """One training, or what it gave before: share of the multiply-adds left, accuracies, seconds if it was not interrupted."""
+    """One training, or what it gave before: share of the multiply-adds left, and accuracies."""
     done = Path(folder) / "result.json"
     known = json.loads(done.read_text()) if done.exists() else {}
     if known.get("changes") == changes and (known["test_accuracy"] or not test):
         return known
     run = Run(recipes.get(name, changes), seed, folder, compress="method" in changes)
-    whole, start = not run.resume(), time.monotonic()
+    run.resume()
     trained = run.fit(progress=False)
-    seconds = time.monotonic() - start if whole else known.get("seconds")
     last = trained.metrics[-1]
     result = {
         "changes": changes, "seed": seed, "flops_left": last.get("flops_left", 1.0), "accuracy": last["validation_accuracy"],
-        "test_accuracy": accuracy(trained.model, run.splits.test) if test else None, "seconds": seconds, "made": circumstances(),
+        "test_accuracy": accuracy(trained.model, run.splits.test) if test else None, "made": circumstances(),
     }  # fmt: skip
     write_atomic(done, json.dumps(result).encode())
     return result

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
@@ -82,19 +83,93 @@ JobsOption = Annotated[int | None, typer.Option(min=1, help="runs at a time [def
 PlainOption = Annotated[bool, typer.Option(help="train the plain network too, to compare")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="show shapes, memory, steps and time, and train nothing")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one")]
-RuntimeOption = Annotated[str, typer.Option(help="whose milliseconds: onnxruntime, torch, or lilnetx for this package's own runtime")]
+RuntimeOption = Annotated[
+    str, typer.Option(help="whose milliseconds are measured: onnxruntime, torch, or lilnetx for this package's own runtime")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 
+@dataclass(frozen=True)
+class Training:
+    """What every command that trains a recipe takes besides options of its own: fields are options, see `_trains`."""
+
+    recipe: RecipeArgument
+    out: OutOption = None
+    seeds: SeedsOption = "0"
+    settings: SetOption = None
+    model: ModelOption = None
+    weights: WeightsOption = None
+    data_dir: DataOption = None
+    plain: PlainOption = True
+    fresh: FreshOption = False
+    jobs: JobsOption = None
+    device: DeviceOption = "cpu"
+    dry_run: DryOption = False
+    quiet: QuietOption = False
+
+    def changes(self, asked: dict[str, str]) -> dict[str, str]:
+        """Settings of the recipe to change, and what the command asks for."""
+        return _changes(self.settings, self.model, self.weights, self.data_dir) | asked
+
+    def run(self, asked: dict[str, str], max_accuracy_drop: float | None = None, out: Path | None = None) -> None:
+        """Train, and show what came of it.
+
+        asked  settings of the recipe that the command's own options stand for
+        out    folder for the results, if it is not to be chosen by the settings
+        """
+        from .nn import estimate, recipes, report
+        from .nn import sweep as several
+
+        chosen, changes, recipe = _seeds(self.seeds), self.changes(asked), self.recipe
+        told = {} if max_accuracy_drop is None else {"max_accuracy_drop": f"{max_accuracy_drop:g}"}
+        folder = out or _folder(self.out, recipe, changes | told)
+        options = (self.fresh, self.jobs, not self.quiet, _device(self.device))
+        if max_accuracy_drop is not None:
+            several.check_drop(max_accuracy_drop, changes)
+        if self.dry_run:
+            typer.echo(estimate.table(estimate.estimate(recipes.get(recipe, changes), _device(self.device))))
+            several_sizes = "" if max_accuracy_drop is None else f"up to {several.TRIES} sizes, each with "
+            beside = "and as many of the plain network" if self.plain or several_sizes else "and none of the plain network"
+            typer.echo(f"  {several_sizes}{len(chosen)} such training(s), {beside}")
+            return
+        with _resumable():
+            if max_accuracy_drop is None:
+                result = report.main_job(recipe, changes, chosen, folder, self.plain, *options)
+            else:
+                named = dict(zip(("fresh", "jobs", "progress", "device"), options, strict=True))
+                result = several.smallest(recipe, changes, max_accuracy_drop, chosen, folder, typer.echo, **named)
+        if result is None:  # another process of torchrun
+            return
+        report.picture(result, folder / "report.png")
+        typer.echo(report.table(result))
+        typer.echo(f"picture: {folder / 'report.png'}")
+
+
+def _trains(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is a `Training`: on the command line its fields are options like the command's own."""
+    own, hints = list(inspect.signature(command, eval_str=True).parameters.values())[1:], get_type_hints(Training, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[f.name],
+            default=inspect.Parameter.empty if f.default is MISSING else f.default,
+        )
+        for f in fields(Training)
+    ]  # fmt: skip
+
+    def with_options(**given: object) -> None:
+        command(Training(**{p.name: given.pop(p.name) for p in shared}), **given)
+
+    together = [shared[0], *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *shared[1:]]
+    with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+    with_options.__signature__ = inspect.Signature(together)
+    with_options.__annotations__ = {p.name: p.annotation for p in together}
+    return with_options
+
+
 @app.command(epilog="Example: lilnetx train digits --seeds 0,1,2 --set epochs=30")
+@_trains
 def train(
-    recipe: RecipeArgument,
-    out: OutOption = None,
-    seeds: SeedsOption = "0",
-    settings: SetOption = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    data_dir: DataOption = None,
+    training: Training,
     target_size: Annotated[
         str | None, typer.Option(metavar="BYTES", help="bytes that the whole file should take: 40kB, 1.5MB, 3000")
     ] = None,
@@ -108,12 +183,6 @@ def train(
         float | None,
         typer.Option(metavar="POINTS", help="find the smallest file at most so many points below the plain network: several runs"),
     ] = None,
-    plain: PlainOption = True,
-    fresh: FreshOption = False,
-    jobs: JobsOption = None,
-    device: DeviceOption = "cpu",
-    dry_run: DryOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a recipe, write its .lnx file, evaluate it in a fresh process, and show sizes and accuracies.
 
@@ -121,14 +190,13 @@ def train(
     checkpoint stands, to the same numbers. torchrun ... -m lilnetx_mini train ... uses several processes or machines.
     """
     given = {"target_size": target_size, "target_flops": target_flops, "target_slices": target_slices}
-    asked = {key: str(_OVER[key](text)) for key, text in given.items() if text is not None}
-    changes = _changes(settings, model, weights, data_dir) | asked
-    _train(recipe, changes, seeds, max_accuracy_drop, out, plain, fresh, jobs, device, dry_run, quiet)
+    training.run({key: str(_OVER[key](text)) for key, text in given.items() if text is not None}, max_accuracy_drop)
 
 
 @app.command(epilog="Example: lilnetx prune digits --target-flops 0.5 --set epochs=20")
+@_trains
 def prune(
-    recipe: RecipeArgument,
+    training: Training,
     target_flops: Annotated[str | None, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")] = None,
     target_latency_ms: Annotated[
         float | None, typer.Option(metavar="MS", min=0.0, help="instead: milliseconds that a call of the network should take here")
@@ -138,18 +206,6 @@ def prune(
         typer.Option(help="what `lilnetx latency-table` wrote [default: measured first, and kept in the folder of the results]"),
     ] = None,
     runtime: RuntimeOption = "onnxruntime",
-    out: OutOption = None,
-    seeds: SeedsOption = "0",
-    settings: SetOption = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    data_dir: DataOption = None,
-    plain: PlainOption = True,
-    fresh: FreshOption = False,
-    jobs: JobsOption = None,
-    device: DeviceOption = "cpu",
-    dry_run: DryOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a recipe so that channels can go: fewer multiply-adds, or milliseconds, and a narrower network.
 
@@ -159,60 +215,37 @@ def prune(
     """
     if (target_flops is None) == (target_latency_ms is None):
         raise InputError("--target-flops 0.5, or --target-latency-ms 3: one of them is needed")
-    changes = _changes(settings, model, weights, data_dir) | {"method": "prune"}
     if target_flops is not None:
-        changes["target_flops"] = str(_share(target_flops))
-    else:
-        changes["target_latency_ms"] = f"{target_latency_ms:g}"
-        path = latency_table or _folder(out, recipe, changes) / "latency.json"
-        if latency_table is None and not path.exists():
-            _measure_latency(recipe, changes, runtime, 1, 1, path, quiet)
-        out, changes["latency_table"] = _folder(out, recipe, changes), str(path)
-    _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
+        training.run({"method": "prune", "target_flops": str(_share(target_flops))})
+        return
+    asked = {"method": "prune", "target_latency_ms": f"{target_latency_ms:g}"}
+    changes = training.changes(asked)
+    out = _folder(training.out, training.recipe, changes)
+    path = latency_table or out / "latency.json"
+    if latency_table is None and not path.exists():
+        _measure_latency(training.recipe, changes, runtime, 1, 1, path, training.quiet)
+    training.run(asked | {"latency_table": str(path)}, out=out)
 
 
 @app.command(epilog="Example: lilnetx factor digits --target-flops 0.5 --set epochs=20")
+@_trains
 def factor(
-    recipe: RecipeArgument,
+    training: Training,
     target_flops: Annotated[str, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")],
-    out: OutOption = None,
-    seeds: SeedsOption = "0",
-    settings: SetOption = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    data_dir: DataOption = None,
-    plain: PlainOption = True,
-    fresh: FreshOption = False,
-    jobs: JobsOption = None,
-    device: DeviceOption = "cpu",
-    dry_run: DryOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a recipe whose layers become two each, with few channels in between: fewer multiply-adds.
 
     The channels in between have entries of a mask that start at the singular values of the layer's weight; see `lilnetx prune` for what
     becomes of them. It is `lilnetx train RECIPE --set method=low_rank`, with the same options.
     """
-    changes = _changes(settings, model, weights, data_dir) | {"method": "low_rank", "target_flops": str(_share(target_flops))}
-    _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
+    training.run({"method": "low_rank", "target_flops": str(_share(target_flops))})
 
 
 @app.command(epilog="Example: lilnetx quantize digits --target-bits 3 --set epochs=20")
+@_trains
 def quantize(
-    recipe: RecipeArgument,
+    training: Training,
     target_bits: Annotated[float, typer.Option(metavar="BITS", help="mean bits of a weight that may be left, from 2 on")],
-    out: OutOption = None,
-    seeds: SeedsOption = "0",
-    settings: SetOption = None,
-    model: ModelOption = None,
-    weights: WeightsOption = None,
-    data_dir: DataOption = None,
-    plain: PlainOption = True,
-    fresh: FreshOption = False,
-    jobs: JobsOption = None,
-    device: DeviceOption = "cpu",
-    dry_run: DryOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a recipe with weights on grids of 2, 4, 8 or 16 bits, as many for every output channel as it turns out to need.
 
@@ -222,9 +255,7 @@ def quantize(
     """
     if not 2 <= target_bits < 16:
         raise InputError(f"--target-bits {target_bits:g}: a number from 2 to less than 16 is needed")
-    asked = {"method": "quantize", "target_bits": f"{target_bits:g}"}
-    changes = _changes(settings, model, weights, data_dir) | asked
-    _train(recipe, changes, seeds, None, out, plain, fresh, jobs, device, dry_run, quiet)
+    training.run({"method": "quantize", "target_bits": f"{target_bits:g}"})
 
 
 @app.command("latency-table", epilog="Example: lilnetx latency-table cifar10_resnet20 --out resnet20.json")
@@ -262,47 +293,6 @@ def _measure_latency(recipe: str, changes: dict[str, str], runtime: str, batch: 
     table = latency.measure(known.model(), image.expand(batch, *image.shape[1:]), runtime, threads, progress=not quiet)
     table.save(path)
     return table
-
-
-def _train(
-    recipe: str,
-    changes: dict[str, str],
-    seeds: str,
-    max_accuracy_drop: float | None,
-    out: Path | None,
-    plain: bool,
-    fresh: bool,
-    jobs: int | None,
-    device: str,
-    dry_run: bool,
-    quiet: bool,
-) -> None:
-    """What `train` and its relatives do with a recipe and the settings to change."""
-    from .nn import estimate, recipes, report
-    from .nn import sweep as several
-
-    chosen = _seeds(seeds)
-    told = {} if max_accuracy_drop is None else {"max_accuracy_drop": f"{max_accuracy_drop:g}"}
-    folder, options = _folder(out, recipe, changes | told), (fresh, jobs, not quiet, _device(device))
-    if max_accuracy_drop is not None:
-        several.check_drop(max_accuracy_drop, changes)
-    if dry_run:
-        typer.echo(estimate.table(estimate.estimate(recipes.get(recipe, changes), _device(device))))
-        several_sizes = "" if max_accuracy_drop is None else f"up to {several.TRIES} sizes, each with "
-        beside = "and as many of the plain network" if plain or several_sizes else "and none of the plain network"
-        typer.echo(f"  {several_sizes}{len(chosen)} such training(s), {beside}")
-        return
-    with _resumable():
-        if max_accuracy_drop is None:
-            result = report.main_job(recipe, changes, chosen, folder, plain, *options)
-        else:
-            named = dict(zip(("fresh", "jobs", "progress", "device"), options, strict=True))
-            result = several.smallest(recipe, changes, max_accuracy_drop, chosen, folder, typer.echo, **named)
-    if result is None:  # another process of torchrun
-        return
-    report.picture(result, folder / "report.png")
-    typer.echo(report.table(result))
-    typer.echo(f"picture: {folder / 'report.png'}")
 
 
 @app.command(epilog="Example: lilnetx sweep digits --lam-rate 0.5,1,2,4")

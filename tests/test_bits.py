@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_options import SMALL
+from test_options import SMALL, stopped
 from torch import nn
 from typer.testing import CliRunner
 
@@ -202,15 +202,7 @@ def test_a_training_comes_down_to_its_bits_and_what_is_stored_is_what_was_traine
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_stopped_before_or_after_bits_are_chosen_resumes_to_the_same_numbers(stop, tmp_path):
     recipe = replace(SMALL, **BITS)
-    whole = Run(recipe, 0, tmp_path / "whole")
-    whole.fit(progress=False)
-    part = Run(recipe, 0, tmp_path / "part")
-    while part.epoch < stop:
-        loss = part._epoch()
-        part.epoch += 1
-        part.metrics.append(part._line(loss))
-        part._save()
-    again = Run(recipe, 0, tmp_path / "part")
+    whole, again = stopped(recipe, stop, tmp_path)
     assert again.resume() and again.method.chosen == (stop == 4)
     again.fit(progress=False)
     assert again.metrics == whole.metrics

@@ -61,6 +61,20 @@ def weights(run: Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
 
+def stopped(recipe, stop, tmp_path):
+    """A run to the end, and a fresh one where another stopped after so many epochs."""
+    whole = Run(recipe, 0, tmp_path / "whole")
+    whole.fit(progress=False)
+    part = Run(recipe, 0, tmp_path / "part")
+    while part.epoch < stop:
+        loss = part._epoch()
+        part.epoch += 1
+        part.metrics.append(part._line(loss))
+        part._save()
+    again = Run(recipe, 0, tmp_path / "part")
+    return whole, again
+
+
 def test_a_batch_in_pieces_is_the_same_batch(tmp_path):
     """Without norm layers, and with a rate whose noise does not depend on the pieces."""
     bare = lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))  # noqa: E731

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 JITTER = 0.01  # at equal gates the gradient of a soft count is nearly zero
 STAYS = 2.0  # beside gates of 0 .. 1: soft counts let entries shrink that are smaller than l2**2 / l1
 RANGE_BITS = 8  # of a range in the file
-FINER = [1, *(2 ** (b // 2) + 1 for b in LEVELS[1:])]  # how many points of a grid lie in a step of the one before
-MOST = [1, *(f // 2 for f in FINER[1:])]  # of them, how many a correction goes up or down
+FINER = [2 ** (b // 2) + 1 for b in LEVELS]  # into how many cells a grid divides one of the grid before, the first the whole range
 
 
 class Rounded(torch.autograd.Function):
@@ -86,10 +85,10 @@ class OnGrid(nn.Module):
         shape = (-1, *[1] * (weight.ndim - 1))
         ranges = self.ranges().to(weight.dtype).view(shape)
         left, step, gate, out = torch.maximum(torch.minimum(weight, ranges), -ranges), ranges * 2, 1.0, 0.0
-        for n, (finer, most) in enumerate(zip([3, *FINER[1:]], MOST, strict=True)):
+        for n, finer in enumerate(FINER):
             step = step / finer
             gate = gate * self.own()[n - 1].view(shape) if n else gate
-            part = step * Rounded.apply(left / step, most)
+            part = step * Rounded.apply(left / step, finer // 2)
             out, left = out + gate * part, left - part
         return out
 
@@ -118,8 +117,7 @@ class Quantised:
 
     def __init__(self, model: nn.Module, names: list[str], shapes: list[tuple[int, ...]], costs: list[float], form: str, seed: int) -> None:
         self.model, self.names, self.shapes, self.form = model, names, shapes, form
-        rows = [s[0] for s in shapes]
-        self._rows = rows
+        self._rows = rows = [s[0] for s in shapes]
         device = next(model.parameters()).device
         noise = torch.rand((len(LEVELS) - 1, sum(rows)), generator=torch.Generator().manual_seed(seed))
         self.gates = nn.Parameter((1 - JITTER * noise).to(device))
@@ -153,7 +151,7 @@ class Quantised:
             stays = gates.new_full((1,), STAYS)
             none, whole = (soft_count(torch.cat([s, stays]), self.form) for s in (torch.zeros_like(gates[0]), torch.ones_like(gates[0])))
             left = [(soft_count(torch.cat([g, stays]), self.form) - none) / (whole - none) for g in gates]
-            rows.append(2 + sum((b // 2) * share for b, share in zip(LEVELS[1:], left, strict=True)))
+            rows.append(LEVELS[0] + sum((b // 2) * share for b, share in zip(LEVELS[1:], left, strict=True)))
         return torch.stack(rows)
 
     def penalty(self) -> Tensor:
@@ -176,7 +174,7 @@ class Quantised:
         """What the weights take by the gates as they are."""
         sizes = [math.prod(s) for s in self.shapes]
         hard = sum(n * float(b.double().mean()) for n, b in zip(sizes, self.bits().split(self._rows), strict=True))
-        return BitCounts(16 * float(self.penalty()), self._mean(self.bits()), hard / 8, sum(sizes))
+        return BitCounts(LEVELS[-1] * float(self.penalty()), self._mean(self.bits()), hard / 8, sum(sizes))
 
     def _mean(self, bits: Tensor) -> float:
         """Mean over what layers cost, of (R,) bits."""
@@ -223,21 +221,14 @@ class Quantised:
         """None: networks with tied weights are refused."""
         return []
 
-    def _kernels(self) -> list[tuple[int, ...]]:
-        return [s[2:] for s in self.shapes]
-
-    def _order(self) -> list[int]:
-        kernels = self._kernels()
-        return [n for k in dict.fromkeys(kernels) for n in range(len(kernels)) if kernels[n] == k]
-
     def stored_layers(self) -> list[lnx.Layer]:
         """Every weight as it is listed in the file, with its grids."""
         if self.gates.requires_grad:
             raise InputError("gates are still between open and closed: choose with keep(bits) which stay, before the network is stored")
-        kernels = list(dict.fromkeys(self._kernels()))
+        kernels = list(dict.fromkeys(s[2:] for s in self.shapes))  # each is a group of the file
         bits, out = self.bits().cpu().numpy().astype(np.int32), []
         ends = np.cumsum([0, *self._rows])
-        for n in self._order():
+        for n in sorted(range(len(self.names)), key=lambda n: kernels.index(self.shapes[n][2:])):
             module = self._at(self.names[n])[0]
             grid = Grid(*self._grids[n].grid_ranges(), bits[ends[n] : ends[n + 1]])
             transposed, groups = isinstance(module, TRANSPOSED), getattr(module, "groups", 1)

@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -173,7 +173,7 @@ def call(module: nn.Module, example: Tensor, runtime: str, threads: int = 1) -> 
 
 
 @contextmanager
-def on_threads(threads: int):
+def on_threads(threads: int) -> Iterator[None]:
     """Let torch use so many threads meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -264,22 +264,26 @@ class Surrogate:
         """Cut to what the stopwatch says is asked for: where it and the table differ, aim higher or lower."""
         pruned, asked = self.pruned, self.recipe.target_latency_ms
         before, entries = pruned.alive.clone(), pruned.alpha.detach().clone()
+
+        def cut(share: float) -> float:
+            pruned.alive.copy_(before)
+            pruned.alpha.data.copy_(entries)
+            self._cut(share)
+            return self.span.agreed([self._timed(pruned.shrink())])[0]
+
         share, tried = math.exp(self.plan.target), []
         for _ in range(TRIES):
-            pruned.alive.copy_(before)
-            pruned.alpha.data.copy_(entries)
-            self._cut(share)
-            (took,) = self.span.agreed([self._timed(pruned.shrink())])
-            tried.append((abs(took / asked - 1), share, took))
-            if tried[-1][0] < CLOSE:
+            try:
+                took = cut(share)
+            except InputError:  # the table sees no way so far down
+                if not tried:
+                    raise
                 break
+            tried.append((abs(took / asked - 1), share))
+            if tried[-1][0] < CLOSE:
+                return {"measured_ms": took}
             share = min(share * asked / took, 1.0)
-        else:
-            _, share, took = min(tried)
-            pruned.alive.copy_(before)
-            pruned.alpha.data.copy_(entries)
-            self._cut(share)
-        return {"measured_ms": took}
+        return {"measured_ms": cut(min(tried)[1])}
 
     def _shrink(self) -> None:
         """Go on with the network that is left."""
