@@ -27,15 +27,15 @@ from lilnetx_mini.provenance import circumstances
 
 SETTINGS = {"epochs": "4", "threads": "1"}
 TRIAL = {"epochs": "3", "images": "15000"}
-RATES = ("0.02", "0.06")
-LATE, EARLY = [{"arrival": "0.2"}, {"arrival": "0.5"}], [{"arrival": "0"}, {"arrival": "0.2"}]
+RATES = ("0.005", "0.02")
+LATE, EARLY = [{"arrival": "0.1"}, {"arrival": "0.3"}], [{"arrival": "0"}, {"arrival": "0.2"}]
 STRENGTHS = [{"lam_mask": "1"}, {"lam_mask": "10"}]
 TRIED = ("plain_lr", "arrival", "lam_mask")
 # what makes a criterion, and what is tried with each of the rates
 CRITERIA: dict[str, tuple[dict[str, str], list[dict[str, str]]]] = {
     "masks, (l1/l2)^2": ({"form": "squared"}, LATE),
     "masks, sqrt(d) l1/l2": ({"form": "root"}, LATE),
-    "l1 of masks": ({"criterion": "l1", "arrival": "0.2"}, STRENGTHS),
+    "l1 of masks": ({"criterion": "l1", "mask_start": "ones", "arrival": "0.2"}, STRENGTHS),
     "l1 of norm scales": ({"criterion": "scales", "arrival": "0.2"}, STRENGTHS),
     "l1 of kernels": ({"criterion": "magnitude"}, EARLY),
     "the same share": ({"criterion": "uniform"}, EARLY),

@@ -35,7 +35,7 @@ def test_magnitudes_are_l1_norms_of_the_kernels_that_make_a_unit_over_their_grou
     model = small()
     a, b = model.a.weight.detach().abs().sum((1, 2, 3)), model.b.weight.detach().abs().sum((0, 2, 3))
     pruned = prune(model, torch.randn(2, 1, 8, 8))
-    by_group = dict(zip([g.name for g in pruned.channels.groups], magnitudes(pruned).split(pruned.channels.units), strict=True))
+    by_group = dict(zip([g.name for g in pruned.channels.groups], magnitudes(model, pruned.channels).split(pruned.channels.units), strict=True))
     torch.testing.assert_close(by_group["a"], a / a.mean())
     torch.testing.assert_close(by_group["b"], b / b.mean())
 
@@ -52,18 +52,19 @@ def test_magnitudes_and_scales_of_joined_channels_add_up():
     sums.append(sum(n.weight.detach().abs()[k : k + 16] for n, k in zip(norms, at, strict=True)))
     pruned = prune(model, torch.randn(2, 3, 32, 32))
     (place,) = (n for n, g in enumerate(pruned.channels.groups) if g.name == "conv1")
-    torch.testing.assert_close(magnitudes(pruned).split(pruned.channels.units)[place], sums[0] / sums[0].mean())
-    torch.testing.assert_close(scales(pruned).split(pruned.channels.units)[place].detach(), sums[1])
+    torch.testing.assert_close(magnitudes(model, pruned.channels).split(pruned.channels.units)[place], sums[0] / sums[0].mean())
+    torch.testing.assert_close(scales(model, pruned.channels).split(pruned.channels.units)[place].detach(), sums[1])
 
 
 def test_scales_have_a_gradient_and_need_norm_layers():
     model = small()
     pruned = prune(model, torch.randn(2, 1, 8, 8))
     nn.init.constant_(model.n.weight, -0.5)
-    scales(pruned).sum().backward()
+    scales(model, pruned.channels).sum().backward()
     assert model.n.weight.grad.tolist() == [-1.0] * 4 and model.m.weight.grad.tolist() == [1.0] * 3
     with pytest.raises(InputError, match="what a makes goes through no norm layer"):
-        scales(prune(small(norms=False), torch.randn(2, 1, 8, 8)))
+        bare = small(norms=False)
+        scales(bare, prune(bare, torch.randn(2, 1, 8, 8)).channels)
 
 
 def test_evenly_takes_the_same_share_of_every_group():

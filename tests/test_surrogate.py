@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lilnetx_mini import InputError
 from lilnetx_mini.nn import models, prune
+from lilnetx_mini.nn.criteria import magnitudes
 from lilnetx_mini.nn.prior import soft_count
 
 pytest.importorskip("torch_pruning")
@@ -55,14 +56,29 @@ def test_masked_and_shrunk_networks_compute_the_same_and_cost_what_was_counted(n
     assert counts.weights == weights(small) < counts.dense_weights
 
 
-def test_a_fresh_mask_changes_next_to_nothing_and_its_penalty_is_one():
+@pytest.mark.parametrize("start", ["magnitudes", "ones"])
+def test_a_fresh_mask_changes_nothing_and_starts_where_it_was_told_to(start):
     model, x = made("digits")
     want = copy.deepcopy(model)(x)
-    pruned = prune(model, x)
-    assert (model(x) - want).abs().max() < 0.1 * want.abs().max()
-    assert pruned.penalty().item() == pytest.approx(1, abs=1e-3)
+    pruned = prune(model, x, start=start)
+    assert torch.equal(model(x), want) and torch.equal(pruned.plain()(x), copy.deepcopy(pruned.plain())(x))
+    entries = magnitudes(model, pruned.channels).clamp_min(0.1) if start == "magnitudes" else torch.ones_like(pruned.alpha)
+    ratio = pruned.alpha.detach() / entries
+    assert ratio.min() >= 0.99 and ratio.max() <= 1 and ratio.std() > 0.001
     counts = pruned.counts()
-    assert counts.macs == counts.dense_macs and counts.soft_macs == pytest.approx(counts.macs, rel=1e-3)
+    assert counts.macs == counts.dense_macs and float(pruned.penalty()) == pytest.approx(counts.soft_macs / counts.dense_macs, rel=1e-6)
+    assert (float(pruned.penalty()) > 0.999) == (start == "ones")
+
+
+def test_a_channel_without_weights_starts_faintly_and_another_start_is_refused():
+    model, x = made("digits")
+    with torch.no_grad():
+        model.blocks[0].conv1.weight[3] = 0
+    pruned = prune(model, x)
+    (unit,) = (layer.makes[3] for layer in pruned.channels.layers if layer.name == "blocks.0.conv1")
+    assert 0.099 <= pruned.alpha[unit] <= 0.1
+    with pytest.raises(InputError, match="start 'zeros': 'magnitudes' and 'ones'"):
+        prune(models.digits_resnet(), x, start="zeros")
 
 
 def test_a_mask_of_ones_is_the_network_itself():
@@ -71,6 +87,7 @@ def test_a_mask_of_ones_is_the_network_itself():
     pruned = prune(model, x)
     with torch.no_grad():
         pruned.alpha.fill_(1)
+        pruned.starts.fill_(1)
     assert torch.equal(model(x), want) and torch.equal(pruned.plain()(x), want)
     pruned.penalty().backward()
     assert pruned.alpha.grad.abs().max() < 1e-6  # equal entries: no direction

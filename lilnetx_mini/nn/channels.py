@@ -1,7 +1,7 @@
 """Which channels of a network can go, together with which others, and how many multiply-adds they cost.
 
 Channels that go together or not at all (those that an addition joins, those on both sides of a depthwise convolution, those
-that a gate multiplies) are one unit. Units that the same layers make and read, and equally often, cost the same: they are a
+that a gate multiplies, and those of a head of attention) are one unit. Units that the same layers make and read, and equally often, cost the same: they are a
 group. If layer l makes w[l] channels and reads r[l], it has ``cost[l] * w[l] * r[l]`` multiply-adds; and both are linear in
 the numbers of units left in the groups. So a few counts say what the network costs, and soft counts give that a gradient.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .attention import Heads, attentions
 from .compressor import CONVOLUTIONS, TRANSPOSED
 from .export import NORMS
 from .factored import Factored
@@ -70,6 +71,8 @@ class Channels:
 
     groups         list of `Group`, G of them
     layers         list of `Layer`, L of them
+    products       of queries with keys, and of what comes of them with values: the layer that makes queries to their multiply-adds for
+                   one of its channels
     norms          name of every norm layer to (C,) unit of its channels, or STAYS
     """
 
@@ -87,7 +90,9 @@ class Channels:
             raise InputError(f"{type(model).__name__} has no channels that could go{where}")
         costs, sizes = _costs(model, modules, example_input), [math.prod(m.weight.shape[2:]) for m in modules]
         self.layers = [Layer(cutter.names[m], *x) for m, *x in zip(modules, *zip(*sides, strict=True), costs, sizes, strict=True)]
-        self._costs, self._sizes = (torch.tensor(x, dtype=torch.float64) for x in (costs, sizes))
+        self.products = {cutter.names[a.inside[0]]: n for a, n in _products(model, example_input).items() if a.inside[0] in known}
+        self._costs = torch.tensor([*costs, *self.products.values()], dtype=torch.float64)
+        self._sizes = torch.tensor([*sizes, *[0] * len(self.products)], dtype=torch.float64)
         self.norms: dict[str, Units] = {}
         for norm, n, there, root in norms:
             units = self.norms.setdefault(cutter.names[norm], np.full(norm.num_features, STAYS))
@@ -95,8 +100,8 @@ class Channels:
         number = {x.name: n for n, x in enumerate(self.layers)}
         factored = [name for name, module in model.named_modules() if isinstance(module, Factored)]
         self._pairs = [(number[f"{name}.first"], number[f"{name}.second"]) for name in factored]
-        self._makes = self._widths([x.makes for x in self.layers])
-        self._reads = self._widths([x.reads for x in self.layers])
+        self._makes = self._widths([*(x.makes for x in self.layers), *(self.layers[number[name]].makes for name in self.products)])
+        self._reads = self._widths([*(x.reads for x in self.layers), *[np.array([STAYS])] * len(self.products)])
 
     @property
     def units(self) -> list[int]:
@@ -104,13 +109,13 @@ class Channels:
         return [g.units for g in self.groups]
 
     def _widths(self, sides: list[Units]) -> Tensor:
-        """(L, G + 1): channels of one side of every layer, for a unit of every group; last those that stay."""
+        """(sides, G + 1): channels of one side of every layer or product, for a unit of every group; last those that stay."""
         group = np.repeat(np.arange(len(self.groups)), self.units)
         rows = [np.bincount(group[u[u != STAYS]], minlength=len(self.groups)) / self.units for u in sides]
         return torch.tensor(np.column_stack([rows, [(u == STAYS).sum() for u in sides]]), dtype=torch.float64)
 
     def macs(self, counts: Tensor, merged: bool = False) -> Tensor:
-        """Multiply-adds of one image in convolutions and dense layers with so many units, (G,), of each group; 0-d float64.
+        """Multiply-adds of one image in layers and products with so many units, (G,), of each group; 0-d float64.
 
         merged  two layers of a `Factored` one count as the one that they could be if that costs less
 
@@ -134,11 +139,15 @@ class Channels:
 
     def widths(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """(G,) units left to the channels, (L,) each, that layers then make and read; float64, with a gradient."""
+        makes, reads = self._both(counts)
+        return makes[: len(self.layers)], reads[: len(self.layers)]
+
+    def _both(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         left = torch.cat([counts.double(), torch.ones(1, dtype=torch.float64, device=counts.device)])
         return self._makes @ left, self._reads @ left
 
     def _total(self, each: Tensor, counts: Tensor, merged: bool) -> Tensor:
-        makes, reads = self.widths(counts)
+        makes, reads = self._both(counts)
         rows = each * makes * reads
         total = rows.sum()
         for first, second in self._pairs if merged else ():
@@ -169,8 +178,15 @@ def _costs(model: nn.Module, layers: list[nn.Module], example: Tensor) -> list[i
     return [seen[m] for m in layers]
 
 
+def _products(model: nn.Module, example: Tensor) -> dict[Heads, int]:
+    """Multiply-adds of one image in the two products of every self-attention, for each channel."""
+    found = attentions(model)
+    places = dict(zip(found, _costs(model, [a.inside[1] for a in found], example), strict=True))
+    return {a: 2 * n * n for a, n in places.items()}
+
+
 def multiply_adds(model: nn.Module, example_input: Tensor) -> dict[str, int]:
-    """Of one image, in every convolution and dense layer: by the names of their weights. In eval mode; the mode it had comes back."""
+    """Of one image, in every convolution and dense layer, by the names of their weights; without attention's products. In eval mode; the mode it had comes back."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))}
     was_training = model.training
     costs = _costs(model.eval(), list(layers.values()), example_input.to(next(model.parameters()).device))
@@ -192,9 +208,17 @@ def _sides(cutter: Cutter, layers: list[nn.Module]) -> tuple[list[tuple[Units, U
     ends = np.cumsum([0, *widths])
     first = {(m, made): ends[2 * n + (not made)] for n, m in enumerate(layers) for made in (True, False)}
     stays, joined = np.zeros(ends[-1], bool), [np.zeros((2, 0), np.int64)]
+    heads = [a for a in attentions(cutter.model) if {*a.inside, a.out} <= set(layers)]
+    for a in heads:
+        channels = np.arange(a.count * a.size)
+        sides = [*((m, True) for m in a.inside), (a.out, False)]
+        joined += [np.stack([first[side] + channels, first[sides[0]] + channels // a.size * a.size]) for side in sides]
+    inside = {m for a in heads for m in a.inside}
     for n, (m, width, reads) in enumerate(zip(layers, widths[::2], widths[1::2], strict=True)):
         stays[first[m, False] : first[m, False] + reads] = grouped(m)
         here = first[m, True] + np.arange(width)
+        if m in inside:
+            continue
         try:
             coupled = cutter.coupled(m, range(width))
         except Exception:  # torch-pruning has lost track of them

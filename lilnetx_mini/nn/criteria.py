@@ -8,48 +8,47 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import InputError
-from .channels import STAYS
+from .channels import STAYS, Channels, grouped
 from .compressor import TRANSPOSED
-from .surrogate import Pruned
 
 
-def _summed(pruned: Pruned, units: np.ndarray, values: Tensor) -> Tensor:
+def _summed(channels: Channels, units: np.ndarray, values: Tensor) -> Tensor:
     """(C,) numbers of channels, added up by the units (C,) that these belong to: (units,)."""
-    total = torch.zeros(sum(pruned.channels.units), dtype=values.dtype, device=values.device)
+    total = torch.zeros(sum(channels.units), dtype=values.dtype, device=values.device)
     can_go = np.flatnonzero(units != STAYS)
     return total.index_add(0, torch.from_numpy(units[can_go]).to(values.device), values[torch.from_numpy(can_go).to(values.device)])
 
 
 @torch.no_grad()
-def magnitudes(pruned: Pruned) -> Tensor:
+def magnitudes(model: nn.Module, channels: Channels) -> Tensor:
     """(units,) l1 norms of the kernels that make a unit, over the mean of its group (Li et al. 2017, with a scale for all layers)."""
-    total = torch.zeros(sum(pruned.channels.units), device=pruned.alpha.device)
-    for layer in pruned.channels.layers:
-        module = pruned.model.get_submodule(layer.name)
+    total = torch.zeros(sum(channels.units), device=next(model.parameters()).device)
+    for layer in channels.layers:
+        module = model.get_submodule(layer.name)
         masked = parametrize.is_parametrized(module, "weight")
         weight = module.parametrizations.weight.original if masked else module.weight
-        norms = weight.abs().transpose(0, 1) if isinstance(module, TRANSPOSED) else weight.abs()
-        total += _summed(pruned, layer.makes, norms.flatten(1).sum(1))
-    return torch.cat([part / part.mean().clamp_min(1e-30) for part in total.split(pruned.channels.units)])
+        norms = weight.abs().transpose(0, 1) if isinstance(module, TRANSPOSED) and not grouped(module) else weight.abs()
+        total += _summed(channels, layer.makes, norms.flatten(1).sum(1))
+    return torch.cat([part / part.mean().clamp_min(1e-30) for part in total.split(channels.units)])
 
 
-def scales(pruned: Pruned) -> Tensor:
+def scales(model: nn.Module, channels: Channels) -> Tensor:
     """(units,) sums of the absolute scales that norm layers give a unit's channels, with a gradient (network slimming, Liu et al. 2017).
 
     raises  InputError where a unit goes through no norm layer with scales
     """
-    total, seen = torch.zeros_like(pruned.alpha), np.zeros(len(pruned.alpha), bool)
-    for name, units in pruned.channels.norms.items():
-        norm = pruned.model.get_submodule(name)
+    total, seen = torch.zeros(sum(channels.units), device=next(model.parameters()).device), np.zeros(sum(channels.units), bool)
+    for name, units in channels.norms.items():
+        norm = model.get_submodule(name)
         if norm.weight is not None:
-            total = total + _summed(pruned, units, norm.weight.abs())
+            total = total + _summed(channels, units, norm.weight.abs())
             seen[units[units != STAYS]] = True
     if not seen.all():
-        groups = np.repeat([g.name for g in pruned.channels.groups], pruned.channels.units)
+        groups = np.repeat([g.name for g in channels.groups], channels.units)
         without = groups[np.argmin(seen)]
         raise InputError(f"what {without} makes goes through no norm layer with scales: choose channels by something else")
     return total

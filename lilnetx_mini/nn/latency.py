@@ -247,7 +247,7 @@ def _fitted(table: Table, model: nn.Module, example: Tensor, channels: Channels,
     predictor, generator = table.of(model, example, channels), torch.Generator().manual_seed(0)
     networks, sums = {"whole": model}, [float(predictor.layers(torch.tensor(channels.units)).sum())]
     for n in range(WHOLE):
-        pruned = Pruned(copy.deepcopy(model), channels, example, "squared", 0)
+        pruned = Pruned(copy.deepcopy(model), channels, example, "squared", "ones", 0)
         shares = NARROWEST + (1 - NARROWEST) * torch.rand(len(channels.units), generator=generator)
         left = [torch.arange(units) < max(1, round(units * float(share))) for units, share in zip(channels.units, shares, strict=True)]
         pruned.alive = torch.cat(left)

@@ -187,7 +187,7 @@ class Surrogate:
 
     What is cut leaves the network at once, and the rest of the training is as fast as the smaller one.
 
-    pruned  see `lilnetx_mini.nn.surrogate`. Where another criterion than the surrogate chooses, masks stay ones until they are cut
+    pruned  see `lilnetx_mini.nn.surrogate`. Masks do nothing until they are cut where another criterion than these chooses
     """
 
     generator = None
@@ -198,7 +198,7 @@ class Surrogate:
         if recipe.target_latency_ms:
             self.target = self._share_of(recipe.target_latency_ms)
         if recipe.criterion in ("scales", "magnitude", "uniform"):
-            self.pruned.alpha.requires_grad_(False).fill_(1.0)
+            self.pruned.alpha.requires_grad_(False).copy_(self.pruned.starts)
             self.scores()  # what cannot be had is known at once
         with torch.no_grad():
             self.plan = Plan(recipe, span, float(self.pruned.penalty()), self.target)
@@ -210,12 +210,12 @@ class Surrogate:
             either = "a share of the multiply-adds, as --target-flops 0.5 or target_flops=0.5, or milliseconds, as --target-latency-ms 3"
             raise InputError(f"method={r.method}: {either}: one of them is needed")
         if not r.target_latency_ms:
-            return (prune if r.method == "prune" else low_rank)(self.model, example, form=r.form)
+            return (prune if r.method == "prune" else low_rank)(self.model, example, form=r.form, start=r.mask_start)
         if r.method != "prune" or not r.latency_table:
             what = "a latency_table" if r.method == "prune" else "method=prune"
             raise InputError(f"target_latency_ms={r.target_latency_ms:g}: {what} is needed with it")
         table = latency.load(r.latency_table)
-        return prune(self.model, example[:1].expand(table.batch, *example.shape[1:]), form=r.form, table=table)
+        return prune(self.model, example[:1].expand(table.batch, *example.shape[1:]), form=r.form, start=r.mask_start, table=table)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         alpha = self.pruned.alpha
@@ -251,7 +251,7 @@ class Surrogate:
         if least > ms:
             raise InputError(f"{asked} is out of reach: the narrowest network takes {least:.3g} ms")
         trial = copy.deepcopy(self.pruned)
-        trial.cut(evenly(magnitudes(trial), trial.channels.units), ms / dense, self.recipe.round_to)
+        trial.cut(evenly(magnitudes(trial.model, trial.channels), trial.channels.units), ms / dense, self.recipe.round_to)
         (took,) = self.span.agreed([self._timed(trial.shrink())])
         return min(ms / dense * min(max(ms / took, 1 / DOUBT), DOUBT), 1.0)
 
@@ -293,9 +293,9 @@ class Surrogate:
         """Of the recipe's criterion, (units,): the smallest go first."""
         by = self.recipe.criterion
         if by == "scales":
-            return scales(self.pruned)
+            return scales(self.pruned.model, self.pruned.channels)
         if by in ("magnitude", "uniform"):
-            each = magnitudes(self.pruned)
+            each = magnitudes(self.pruned.model, self.pruned.channels)
             return each if by == "magnitude" else evenly(each, self.pruned.channels.units)
         return self.pruned.alpha
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from .attention import SelfAttention
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -461,6 +462,69 @@ class EfficientNet(nn.Module):
 def efficientnet_b0(classes: int = 1000) -> EfficientNet:
     """5,288,548 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
     return EfficientNet(classes)
+
+
+BUCKETS = 4  # of texts by their lengths
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and two dense layers, each behind a layer norm and beside a shortcut (Xiong et al. 2020)."""
+
+    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(width, heads, dropout)
+        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, inner), nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(N, T, width) to the same shape; for the mask see `SelfAttention`."""
+        x = x + self.dropout(self.attention(self.norm1(x), mask))
+        return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
+
+
+class Encoder(nn.Module):
+    """A small BERT (Devlin et al. 2019) that classifies texts by the mean of what it makes of their tokens; token 0, at the end, is none.
+
+    In training, texts of similar lengths are computed together, so that little is computed where there are no tokens.
+
+    vocabulary  numbers of tokens that there are
+    length      tokens of a text at most
+    """
+
+    def __init__(
+        self, vocabulary: int, classes: int, width: int, heads: int, inner: int, layers: int, length: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, inner, dropout) for _ in range(layers))
+        self.norm, self.dropout, self.head = nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, classes)
+        for m in (self.tokens, self.places):
+            nn.init.normal_(m.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, T) whole numbers to (N, classes) logits."""
+        if not self.training or len(tokens) < BUCKETS:
+            return self._classify(tokens)
+        lengths = (tokens > 0).sum(1)
+        parts = lengths.argsort().chunk(BUCKETS)
+        logits = torch.cat([self._classify(tokens[rows, : max(1, int(lengths[rows[-1]]))]) for rows in parts])
+        return logits[torch.cat(parts).argsort()]
+
+    def _classify(self, tokens: Tensor) -> Tensor:
+        there = F.pad(tokens[:, 1:] > 0, (1, 0), value=True)  # so that there is always one
+        x = self.dropout(self.tokens(tokens) + self.places.weight[: tokens.shape[1]])
+        for layer in self.layers:
+            x = layer(x, there[:, None, None])
+        mean = (self.norm(x) * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp_min(1)
+        return self.head(mean)
+
+
+def encoder(
+    vocabulary: int = 8000, classes: int = 2, width: int = 128, heads: int = 4, inner: int = 512, layers: int = 4, length: int = 48,
+    dropout: float = 0.1,
+) -> Encoder:  # fmt: skip
+    """An encoder of texts at a size that a laptop trains from scratch: 1,823,746 parameters. Input (N, T) tokens, T at most `length`."""
+    return Encoder(vocabulary, classes, width, heads, inner, layers, length, dropout)
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .. import data
+from .. import data, text
 from ..errors import InputError
 from ..prior import FORMS
 from . import models
@@ -37,6 +37,7 @@ class Recipe:
     arrival            share of the steps after which they are cut, or bits chosen
     lam_mask           multiplier of the mean of masks, or of norm layers' scales, for "l1" and "scales"
     form               of soft counts: "squared" or "root"
+    mask_start         what entries of masks start from: "magnitudes" of kernels, or "ones"
     target_bits        mean bits of a weight that may be left, for "quantize"; 0 for none
     bits_of            what the mean is over: "weights", or their multiply-adds, "macs"
     mask_lr            peak rate of masks and gates, with Adam always; 0 for 10 divided by the steps, with which an entry can go from 1
@@ -102,6 +103,7 @@ class Recipe:
     arrival: float = 0.5
     lam_mask: float = 1.0
     form: str = "squared"
+    mask_start: str = "magnitudes"
     target_bits: float = 0.0
     bits_of: str = "weights"
     mask_lr: float = 0.0
@@ -179,6 +181,7 @@ RECIPES = {r.name: r for r in (
     Recipe("imagenet_resnet50", _pixels(models.resnet50), data.imagenet, **IMAGENET),
     Recipe("imagenet_mobilenetv2", _pixels(models.mobilenet_v2), data.imagenet,
            **IMAGENET | {"epochs": 150, "lr": 0.05, "plain_lr": 0.05, "weight_decay": 4e-5}),
+    Recipe("sst2_encoder", models.encoder, text.sst2, epochs=3, batch=128, lr=5e-4, plain_lr=5e-4, warmup=0.1, init="from_weights"),
 )}
 # fmt: on
 
@@ -188,6 +191,7 @@ CHOICES = {
     "method": ("lilnetx", "prune", "low_rank", "quantize"),
     "criterion": CRITERIA,
     "form": FORMS,
+    "mask_start": ("magnitudes", "ones"),
     "bits_of": ("weights", "macs"),
     "init": ("random", "from_weights"),
     "decoder": ("", "full", "diagonal", "scalar", "dct"),

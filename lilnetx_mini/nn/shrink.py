@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, InputError, MissingExtraError
+from .attention import attentions
 from .compressor import CONVOLUTIONS, TRANSPOSED, Compressor
 from .export import NORMS, PROBES, TOLERANCE, _example, plain_copy
 
@@ -77,6 +78,8 @@ class _Unknown(TorchDispatchMode):
             return func(*args, **kwargs)
         if op in PRODUCTS and self._sure(args[PRODUCTS[op][0] + 1]):
             return _product(func, args, kwargs, *PRODUCTS[op])
+        if op.startswith("_scaled_dot_product") and not any(t.isnan().any() for t in floats[3:]):
+            return self._attended(func, args, kwargs)
         norm = "batch_norm" in op
         if norm and self._sure(args[1]):
             silent = (args[1] == 0).view(-1, *[1] * (args[0].ndim - 2))
@@ -91,6 +94,14 @@ class _Unknown(TorchDispatchMode):
             if not (norm or op in FAITHFUL or op.startswith(FAMILIES)):
                 t.fill_(math.nan)
         return out
+
+
+    def _attended(self, func, args: tuple, kwargs: dict) -> tuple:
+        """Fused attention: a head is unknown if any of its queries, keys or values is."""
+        out, *rest = func(*(t.nan_to_num(0.0) for t in args[:3]), *args[3:], **kwargs)
+        for t in args[:3]:
+            out = out.masked_fill(t.isnan().flatten(2).any(2)[..., None, None], math.nan)
+        return (out, *rest)
 
 
 def _sees_border(op: str, args: tuple) -> bool:
@@ -396,6 +407,25 @@ def _removed(model: nn.Module, cutter: Cutter, group: dict, check: _Check) -> fl
     return difference
 
 
+def _fewer_heads(model: nn.Module, check: _Check) -> bool:
+    """Remove the heads that nothing reads, of every attention; False if there were none. One stays."""
+    changed = False
+    for attention in attentions(model):
+        gone = attention.unread()[: attention.count - 1]
+        channels = attention.of(gone)
+        if not gone or any(id(p) in _tied(model) for m in (*attention.inside, attention.out) for p in m.parameters()):
+            continue
+        if not unread(model, check.inputs[0], {m: channels for m in attention.inside}):
+            continue
+        saved = _snapshot(model)
+        attention.cut(gone)
+        if check.difference(model) > TOLERANCE:
+            _restore(saved)
+        else:
+            changed = True
+    return changed
+
+
 def _sweep(model: nn.Module, check: _Check, left: set[nn.Module]) -> bool:
     """Remove what can be removed, all of it at once or else group by group from the output; False if that was nothing.
 
@@ -438,8 +468,8 @@ def shrink(model: nn.Module | Compressor, example_input: Tensor) -> nn.Module:
     needs less of them at the border, which no bias can say: all of its constants become one channel, and that one stays.
 
     Layers joined by additions, gates, concatenations or depthwise convolutions lose a channel together or not at all; each
-    keeps at least one. Left alone: grouped convolutions that are not depthwise; layer, group and instance norm; attention,
-    embeddings and recurrent layers, bare parameters and tied weights, and what is joined with them; and channels that F.pad
+    keeps at least one. A head of self-attention goes as a whole, see `lilnetx_mini.nn.attention`. Left alone: grouped convolutions
+    that are not depthwise; layer, group and instance norm; other attention, embeddings and recurrent layers, bare parameters and tied weights, and what is joined with them; and channels that F.pad
     adds in a shortcut of option A, as the forward method fixes their number (those on either side of it that continue one
     another go together). A removal that changes the outputs on random inputs by more than 1e-4 is undone with a warning.
     """
@@ -457,8 +487,8 @@ def shrink(model: nn.Module | Compressor, example_input: Tensor) -> nn.Module:
         folded = copy.deepcopy(small)
         _fold(folded, example)
         small = folded if check.difference(folded) <= TOLERANCE else small
-    left: set[nn.Module] = set()
-    while _sweep(small, check, left):
+    left: set[nn.Module] = {m for a in attentions(small) for m in a.inside}
+    while _fewer_heads(small, check) or _sweep(small, check, left):
         pass
     for name, p in small.named_parameters():
         p.requires_grad_(trains.get(name, True))

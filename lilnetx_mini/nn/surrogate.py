@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from ..errors import InputError
 from .channels import STAYS, Channels, grouped
 from .compressor import TRANSPOSED
+from .criteria import magnitudes
 from .export import strip
 from .factored import Factored, factorise, merge
 from .latency import Predictor, Table
@@ -27,22 +28,24 @@ from .prior import soft_count
 from .shrink import shrink
 
 JITTER = 0.01  # at equal entries the gradient of a soft count is exactly zero
+FAINT = 0.1  # least entry to start from
+STARTS = ("magnitudes", "ones")
 LEAST = 1e-3  # of an entry that stays because it is the last of its group
 
 
 class Mask(nn.Module):
-    """A parametrisation: every column of a weight, as many as it reads channels, times its unit's entry of the mask."""
+    """A parametrisation: every column of a weight, as many as it reads channels, times its unit's entry of the mask over its first one."""
 
-    def __init__(self, alpha: nn.Parameter, units: np.ndarray, weight: Tensor, axis: int) -> None:
+    def __init__(self, alpha: nn.Parameter, starts: Tensor, units: np.ndarray, weight: Tensor, axis: int) -> None:
         super().__init__()
-        self.alpha, self.shape = alpha, [len(units) if a == axis else 1 for a in range(weight.ndim)]
+        self.alpha, self.starts, self.shape = alpha, starts, [len(units) if a == axis else 1 for a in range(weight.ndim)]
         entries = torch.from_numpy(np.where(units == STAYS, len(alpha), units))
         self.register_buffer("entries", entries.to(weight.device), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, of the same shape."""
         one = self.alpha.new_ones(1)  # for what stays
-        return weight * torch.cat([self.alpha, one])[self.entries].view(self.shape)
+        return weight * torch.cat([self.alpha / self.starts, one])[self.entries].view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,24 @@ class Pruned:
     """A network with masks: what a training loop needs. Made by `prune`.
 
     alpha     (units,) the mask, for an optimiser of its own, without weight decay
+    starts    (units,) its entries at the start, when the network computes what it did
     channels  what its entries stand for
     form      of the soft counts: "squared" or "root"
     latency   predicts milliseconds, and these are then what counts; None: multiply-adds
     """
 
     def __init__(
-        self, model: nn.Module, channels: Channels, example: Tensor, form: str, seed: int, latency: Predictor | None = None
+        self, model: nn.Module, channels: Channels, example: Tensor, form: str, start: str, seed: int, latency: Predictor | None = None
     ) -> None:
+        if start not in STARTS:
+            raise InputError(f"start {start!r}: {' and '.join(map(repr, STARTS))} are the choices")
         device = next(model.parameters()).device
         self.model, self.channels, self.example, self.form, self.latency = model, channels.to(device), example, form, latency
         noise = torch.rand(sum(channels.units), generator=torch.Generator().manual_seed(seed))
-        self.alpha = nn.Parameter((1 - JITTER * noise).to(device))
+        self.starts = (1 - JITTER * noise).to(device)
+        if start == "magnitudes":
+            self.starts *= magnitudes(model, channels).clamp_min(FAINT)
+        self.alpha = nn.Parameter(self.starts.clone())
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
         self._full = torch.tensor(channels.units, device=device)
         self._dense = self.cost(self._full)
@@ -91,8 +100,9 @@ class Pruned:
             if isinstance(ranked, Factored) and layer.name.endswith(".first") and layer.makes[0] != STAYS:
                 with torch.no_grad():
                     self.alpha[torch.from_numpy(layer.makes)] = ranked.values
+                self.starts[torch.from_numpy(layer.makes)] = 1
             if (layer.reads != STAYS).any() and not grouped(module):
-                mask = Mask(self.alpha, layer.reads, module.weight, 0 if isinstance(module, TRANSPOSED) else 1)
+                mask = Mask(self.alpha, self.starts, layer.reads, module.weight, 0 if isinstance(module, TRANSPOSED) else 1)
                 parametrize.register_parametrization(module, "weight", mask)
 
     def cost(self, counts: Tensor) -> Tensor:
@@ -205,6 +215,7 @@ def prune(
     example_input: Tensor,
     only: str | Iterable[str] = "*",
     form: str = "squared",
+    start: str = "magnitudes",
     seed: int = 0,
     table: Table | None = None,
 ) -> Pruned:
@@ -216,7 +227,9 @@ def prune(
     only           names of layers whose outputs may go, unless joined with those of others; shell patterns such as ``"layer1.*"``
                    are understood
     form           of the soft counts: "squared", exact for masks of zeros and equal entries, or "root"
-    seed           of the jitter from which the entries, 0.99 .. 1, start
+    start          what entries start from: "magnitudes", l1 norms of the kernels that make a unit, over the mean of its group, as those of
+                   a trained network say much already; or "ones"
+    seed           of a jitter of a hundredth that makes entries unequal
     table          of latencies, see `lilnetx_mini.nn.latency`: what counts are then milliseconds
     raises         InputError for a parametrised module, where nothing can go, or if the table lacks a layer; MissingExtraError without
                    torch-pruning; ExportError if it cannot follow the network
@@ -234,11 +247,11 @@ def prune(
     patterns = (only,) if isinstance(only, str) else tuple(only)
     example_input = example_input.to(next(model.parameters()).device)
     channels = Channels(model, example_input, patterns)
-    return Pruned(model, channels, example_input, form, seed, table.of(model, example_input, channels) if table else None)
+    return Pruned(model, channels, example_input, form, start, seed, table.of(model, example_input, channels) if table else None)
 
 
 def low_rank(
-    model: nn.Module, example_input: Tensor, channels: bool = False, form: str = "squared", seed: int = 0
+    model: nn.Module, example_input: Tensor, channels: bool = False, form: str = "squared", start: str = "magnitudes", seed: int = 0
 ) -> Pruned:
     """Put every layer where that can pay into two, in place, with an entry of a mask for every channel in between.
 
@@ -252,4 +265,4 @@ def low_rank(
     names = factorise(model)
     if not names:
         raise InputError(f"{type(model).__name__} has no layer that could cost less in two")
-    return prune(model, example_input, "*" if channels else [f"{name}.first" for name in names], form, seed)
+    return prune(model, example_input, "*" if channels else [f"{name}.first" for name in names], form, start, seed)
