@@ -89,6 +89,12 @@ RuntimeOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 
 
+ThenSizeOption = Annotated[
+    str | None, typer.Option(metavar="BYTES", help="after the cut, train what is left as LilNetX does, into a file of so many: 40kB, 3000")
+]
+ThenBitsOption = Annotated[float | None, typer.Option(metavar="BITS", help="after the cut, put weights on grids of so many on average")]
+
+
 @dataclass(frozen=True)
 class Training:
     """What every command that trains a recipe takes besides options of its own: fields are options, see `_trains`."""
@@ -193,11 +199,28 @@ def train(
     training.run({key: str(_OVER[key](text)) for key, text in given.items() if text is not None}, max_accuracy_drop)
 
 
-@app.command(epilog="Example: lilnetx prune digits --target-flops 0.5 --set epochs=20")
+def _bits(number: float) -> str:
+    if not 2 <= number < 16:
+        raise InputError(f"--target-bits {number:g}: a number from 2 to less than 16 is needed")
+    return f"{number:g}"
+
+
+def _then(target_size: str | None, target_bits: float | None) -> dict[str, str]:
+    """Settings for what follows a cut."""
+    if target_size is not None and target_bits is not None:
+        raise InputError("--target-size and --target-bits: what is left after the cut can have one of them")
+    if target_size is not None:
+        return {"then": "lilnetx", "target_size": str(_OVER["target_size"](target_size))}
+    return {} if target_bits is None else {"then": "quantize", "target_bits": _bits(target_bits)}
+
+
+@app.command(epilog="Example: lilnetx prune digits --target-flops 0.5 --target-size 3kB")
 @_trains
 def prune(
     training: Training,
     target_flops: Annotated[str | None, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")] = None,
+    target_size: ThenSizeOption = None,
+    target_bits: ThenBitsOption = None,
     target_latency_ms: Annotated[
         float | None, typer.Option(metavar="MS", min=0.0, help="instead: milliseconds that a call of the network should take here")
     ] = None,
@@ -215,10 +238,11 @@ def prune(
     """
     if (target_flops is None) == (target_latency_ms is None):
         raise InputError("--target-flops 0.5, or --target-latency-ms 3: one of them is needed")
+    then = _then(target_size, target_bits)
     if target_flops is not None:
-        training.run({"method": "prune", "target_flops": str(_share(target_flops))})
+        training.run({"method": "prune", "target_flops": str(_share(target_flops))} | then)
         return
-    asked = {"method": "prune", "target_latency_ms": f"{target_latency_ms:g}"}
+    asked = {"method": "prune", "target_latency_ms": f"{target_latency_ms:g}"} | then
     changes = training.changes(asked)
     out = _folder(training.out, training.recipe, changes)
     path = latency_table or out / "latency.json"
@@ -232,13 +256,15 @@ def prune(
 def factor(
     training: Training,
     target_flops: Annotated[str, typer.Option(metavar="SHARE", help="multiply-adds that should be left: 0.5, or 50%")],
+    target_size: ThenSizeOption = None,
+    target_bits: ThenBitsOption = None,
 ) -> None:
     """Train a recipe whose layers become two each, with few channels in between: fewer multiply-adds.
 
     The channels in between have entries of a mask that start at the singular values of the layer's weight; see `lilnetx prune` for what
     becomes of them. It is `lilnetx train RECIPE --set method=low_rank`, with the same options.
     """
-    training.run({"method": "low_rank", "target_flops": str(_share(target_flops))})
+    training.run({"method": "low_rank", "target_flops": str(_share(target_flops))} | _then(target_size, target_bits))
 
 
 @app.command(epilog="Example: lilnetx quantize digits --target-bits 3 --set epochs=20")
@@ -253,9 +279,7 @@ def quantize(
     the integers, coded as those of other files are. It is `lilnetx train RECIPE --set method=quantize`, with the same options;
     --set bits_of=macs counts a weight as often as it is used.
     """
-    if not 2 <= target_bits < 16:
-        raise InputError(f"--target-bits {target_bits:g}: a number from 2 to less than 16 is needed")
-    training.run({"method": "quantize", "target_bits": f"{target_bits:g}"})
+    training.run({"method": "quantize", "target_bits": _bits(target_bits)})
 
 
 @app.command("latency-table", epilog="Example: lilnetx latency-table cifar10_resnet20 --out resnet20.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 VOCABULARY, LENGTH = 8000, 48
 HELD_OUT = 3000  # of SST-2's training phrases
-NOTHING, UNKNOWN = "[PAD]", "[UNK]"  # tokens 0 and 1
+NOTHING, UNKNOWN = "[PAD]", "[UNK]"  # tokens 0, which fills up, and 1
 
 
 def byte_pairs(texts: Iterable[str], size: int = VOCABULARY, length: int = LENGTH) -> Tokenizer:
-    """A tokenizer whose vocabulary, at most `size` pieces of words, byte-pair encoding makes of texts (Sennrich et al. 2016); lower case only.
+    """A tokenizer with at most `size` pieces of words, which byte-pair encoding finds in texts (Sennrich et al. 2016); lower case only.
 
-    The same texts give the same vocabulary.
+    The same texts give the same pieces.
 
-    length  of every text in tokens: longer ones are cut, shorter ones filled up with token 0
+    length  of a text in tokens at most: what is longer is cut
     raises  MissingExtraError without tokenizers
     """
     try:
@@ -37,13 +38,16 @@ def byte_pairs(texts: Iterable[str], size: int = VOCABULARY, length: int = LENGT
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.Metaspace()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[NOTHING, UNKNOWN], show_progress=False))
     tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_token=NOTHING)
     return tokenizer
 
 
 def numbers(tokenizer: Tokenizer, texts: list[str]) -> NDArray[np.int64]:
-    """(N, length) tokens of texts."""
-    return np.array([e.ids for e in tokenizer.encode_batch(texts)], np.int64)
+    """(N, length) tokens of texts, filled up with zeros."""
+    found = [e.ids for e in tokenizer.encode_batch(texts)]
+    out = np.zeros((len(texts), tokenizer.truncation["max_length"]), np.int64)
+    for row, ids in zip(out, found, strict=True):
+        row[: len(ids)] = ids
+    return out
 
 
 def _labelled(path: Path) -> tuple[list[str], NDArray[np.int64]]:
@@ -76,6 +80,11 @@ def sst2(folder: str | os.PathLike | None = None) -> Splits:
     where = next((base / name for name in ("sst2", "SST-2") if (base / name / "train.tsv").is_file()), None) if base else None
     if where is None or not (where / "dev.tsv").is_file():
         raise DataError(needed)
+    return _sst2(where)
+
+
+@lru_cache(maxsize=1)  # it takes seconds, and a training run asks several times
+def _sst2(where: Path) -> Splits:
     (texts, y), (test, test_y) = (_labelled(where / name) for name in ("train.tsv", "dev.tsv"))
     if len(texts) <= HELD_OUT:
         raise InputError(f"{where / 'train.tsv'} holds {len(texts)} texts: more than the {HELD_OUT} for validation are needed")

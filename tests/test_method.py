@@ -89,6 +89,44 @@ def test_a_surrogate_without_a_target_and_a_network_without_channels_are_refused
         recipes.get("digits", {"method": "magic"})
 
 
+THEN = {"lilnetx": {"target_size": 6000.0}, "quantize": {"target_bits": 3.0}}
+
+
+@pytest.mark.parametrize("then", THEN)
+def test_what_a_cut_leaves_is_made_smaller_yet_and_stored(then, tmp_path):
+    changes = {"method": "prune", "target_flops": "0.5", "arrival": "0.3", "epochs": "16", "then": then}
+    report = main_job("digits", changes | {k: str(v) for k, v in THEN[then].items()}, [0], tmp_path, plain=False, progress=False)
+    (row,) = report["compressed"]
+    assert 0.45 < row["flops_left"] <= 0.5 and row["file_accuracy"] > 0.6 and row["runtime_difference"] < 1e-4
+    assert abs(row["file_accuracy"] - row["test_accuracy"]) < 0.03
+    file = lnx.read(report["file"])
+    narrow = {layer.name: layer.shape for layer in file.layers}
+    wide = {f"{n}.weight": tuple(m.weight.shape) for n, m in recipes.get("digits").model().named_modules() if f"{n}.weight" in narrow}
+    assert any(narrow[n][0] < wide[n][0] for n in wide)
+    if then == "quantize":
+        assert row["bits"] <= 3 and all(layer.grid is not None for layer in file.layers)
+    else:
+        assert row["file_bytes"] <= 1.05 * 6000 and "asked for 6,000 bytes" in table(report)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("then", THEN)
+def test_a_run_of_two_stages_stopped_in_either_resumes_to_the_same_numbers(then, stop, tmp_path):
+    whole, again = stopped(replace(SMALL, **PRUNE, then=then, **THEN[then]), stop, tmp_path)
+    assert again.resume() and (again.method.second is not None) == (stop == 4)
+    again.fit(progress=False)
+    assert again.metrics == whole.metrics
+    pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_only_a_cut_can_be_followed_and_by_one_thing(tmp_path):
+    with pytest.raises(InputError, match="then=quantize follows a cut, and method=lilnetx makes none"):
+        Run(replace(SMALL, then="quantize"), 0, tmp_path)
+    both = CliRunner().invoke(app, ["prune", "digits", "--target-flops", "0.5", "--target-size", "3kB", "--target-bits", "3"])
+    assert isinstance(both.exception, InputError) and "can have one of them" in str(both.exception)
+
+
 @pytest.mark.parametrize(("command", "method"), [("prune", "prune"), ("factor", "low_rank")])
 def test_commands_train_with_masks_from_weights_of_the_users(command, method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,10 @@
 """Which channels of a network can go, together with which others, and how many multiply-adds they cost.
 
 Channels that go together or not at all (those that an addition joins, those on both sides of a depthwise convolution, those
-that a gate multiplies, and those of a head of attention) are one unit. Units that the same layers make and read, and equally often, cost the same: they are a
-group. If layer l makes w[l] channels and reads r[l], it has ``cost[l] * w[l] * r[l]`` multiply-adds; and both are linear in
-the numbers of units left in the groups. So a few counts say what the network costs, and soft counts give that a gradient.
+that a gate multiplies, and those of a head of attention) are one unit. Units that the same layers make and read, and equally
+often, cost the same: they are a group. If layer l makes w[l] channels and reads r[l], it has ``cost[l] * w[l] * r[l]``
+multiply-adds; and both are linear in the numbers of units left in the groups. So a few counts say what the network costs, and
+soft counts give that a gradient.
 """
 
 from __future__ import annotations
@@ -186,7 +187,10 @@ def _products(model: nn.Module, example: Tensor) -> dict[Heads, int]:
 
 
 def multiply_adds(model: nn.Module, example_input: Tensor) -> dict[str, int]:
-    """Of one image, in every convolution and dense layer, by the names of their weights; without attention's products. In eval mode; the mode it had comes back."""
+    """Of one image, in every convolution and dense layer: by the names of their weights, and without attention's products.
+
+    In eval mode; the mode it had comes back.
+    """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))}
     was_training = model.training
     costs = _costs(model.eval(), list(layers.values()), example_input.to(next(model.parameters()).device))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,9 +20,9 @@ from ..grid import LEVELS
 from . import latency
 from .bits import quantize
 from .channels import multiply_adds
-from .compressor import reparameterize
+from .compressor import Compressor, reparameterize
 from .criteria import evenly, magnitudes, scales
-from .export import to_model
+from .export import Storable, to_model
 from .optimise import optimizers, plain_optimizer, warm_cosine
 from .recipes import Recipe
 from .surrogate import Pruned, low_rank, prune
@@ -32,6 +32,8 @@ SOFTEST, SHARPEST = 1.0, 12.0  # soft rounding at its start and at its end
 TRAVEL = 10.0  # learning rate of masks times steps
 DOUBT = 1.5  # how far a stopwatch may be from a table to be believed
 TRIES, CLOSE = 6, 0.02  # cuts that are timed until one takes as long as was asked for, nearly enough
+FINE = 16.0  # quantisation steps in a standard deviation of weights that were not trained to be rounded: five or six bits each
+TRAINED = {"levels": 1.0, "decoder_lr": 1e-4}  # for latents that start at trained weights, in a recipe for random ones
 PULL = 10.0  # what the square of the distance to the plan costs, in logarithms of the multiply-adds
 
 
@@ -86,6 +88,9 @@ class Method(Protocol):
 
     def restore(self, state: dict) -> None:
         """The inverse of `state`."""
+
+    def stored(self) -> tuple[Storable, nn.Module]:
+        """What is to be written once the network is trained, and a plain network of its shape."""
 
 
 class LilNetX:
@@ -156,6 +161,9 @@ class LilNetX:
     def restore(self, state: dict) -> None:
         if self.steering:
             self.steering.restore(state)
+
+    def stored(self) -> tuple[Storable, nn.Module]:
+        return self.compressor, self.recipe.model()
 
 
 class Plan:
@@ -319,7 +327,7 @@ class Surrogate:
             "flops_left": c.macs / c.dense_macs,
             "soft_flops_left": c.soft_macs / c.dense_macs,
             "weights_zero": 1 - c.weights / c.dense_weights,
-            "slices_zero": 1 - c.slices / max(c.dense_slices, 1),
+            "slices_zero": 1 - c.slices / c.dense_slices if c.dense_slices else 0.0,
             **({"soft_ms": c.soft_ms, "predicted_ms": c.ms, "dense_ms": c.dense_ms} if self.pruned.latency else {}),
         }
 
@@ -332,6 +340,9 @@ class Surrogate:
         if self.left:
             self.pruned.project()
             self._shrink()
+
+    def stored(self) -> tuple[Storable, nn.Module]:
+        return reparameterize(copy.deepcopy(self.model), init="from_weights", levels=FINE), copy.deepcopy(self.model)
 
 
 class Bits:
@@ -386,6 +397,78 @@ class Bits:
         self.quantised.open.copy_(torch.tensor(state["open"], dtype=torch.bool))
         self.quantised.gates.requires_grad_(not self.chosen)
 
+    def stored(self) -> tuple[Storable, nn.Module]:
+        return self.quantised, self.recipe.model()
+
+
+class Staged:
+    """Masks first; after the cut another method on what is left: latents with their rate, or bits."""
+
+    def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
+        self.example, self.span = example, span
+        changes = {"method": recipe.then, "then": "", "target_flops": 0.0, "target_latency_ms": 0.0, "init": "from_weights"}
+        self.recipe = replace(recipe, **changes, **(TRAINED if recipe.init == "random" else {}))
+        self.masks, self.second, self.begin = Surrogate(model, example, recipe, span), None, 0
+        self.small: nn.Module | None = None  # what the cut has left, plain
+
+    @property
+    def now(self) -> Method:
+        """The one at work."""
+        return self.second or self.masks
+
+    @property
+    def model(self) -> nn.Module:
+        return self.now.model
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        return self.now.generator
+
+    @property
+    def compressor(self) -> Compressor | None:
+        return getattr(self.second, "compressor", None)
+
+    @property
+    def steering(self) -> Steering | None:
+        return getattr(self.second, "steering", None)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return self.now.optimizers()
+
+    def schedule(self, step: int) -> None:
+        self.now.schedule(step)
+
+    def look(self, step: int) -> None:
+        self.now.look(step)
+        if not self.second and self.masks.left:
+            self._go_on(step)
+            self.second.schedule(step)
+
+    def _go_on(self, step: int) -> None:
+        self.begin, self.small = step, copy.deepcopy(self.masks.model)
+        self.second = method(self.masks.model, self.example, self.recipe, replace(self.span, begin=step))
+
+    def penalty(self) -> Tensor:
+        return self.now.penalty()
+
+    def stepped(self) -> None:
+        self.now.stepped()
+
+    def line(self) -> dict:
+        return self.masks.line() | (self.second.line() if self.second else {})
+
+    def state(self) -> dict:
+        return {"masks": self.masks.state(), "begin": self.begin, "second": self.second.state() if self.second else None}
+
+    def restore(self, state: dict) -> None:
+        self.masks.restore(state["masks"])
+        if state["second"] is not None:
+            self._go_on(state["begin"])
+            self.second.restore(state["second"])
+
+    def stored(self) -> tuple[Storable, nn.Module]:
+        return self.second.stored()[0], copy.deepcopy(self.small)
+
 
 def _mask_rate(recipe: Recipe, span: Span) -> float:
     return recipe.mask_lr or TRAVEL / max(span.steps - span.begin, 1)
@@ -396,4 +479,8 @@ METHODS = {"lilnetx": LilNetX, "prune": Surrogate, "low_rank": Surrogate, "quant
 
 def method(model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> Method:
     """The recipe's method; the network is changed in place."""
-    return METHODS[recipe.method](model, example, recipe, span)
+    if not recipe.then:
+        return METHODS[recipe.method](model, example, recipe, span)
+    if METHODS[recipe.method] is not Surrogate:
+        raise InputError(f"then={recipe.then} follows a cut, and method={recipe.method} makes none: prune and low_rank do")
+    return Staged(model, example, recipe, span)

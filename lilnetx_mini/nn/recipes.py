@@ -32,6 +32,7 @@ class Recipe:
     method             "lilnetx" (latents and their penalties); or masks over channels, "prune", or over the channels in between of layers
                        in two, "low_rank": what `target_flops` asks for is then reached halfway through, see `nn.surrogate`; or weights
                        on grids, "quantize", with `target_bits`, see `nn.bits`
+    then               after the cut of "prune" and "low_rank", what is left is made smaller yet: "lilnetx" or "quantize", or nothing, ""
     criterion          what decides which channels go: "surrogate", masks that are learned with the multiply-adds' soft counts; or, to
                        compare, "l1" of masks, "scales" of norm layers, "magnitude" of kernels, or the same share everywhere, "uniform"
     arrival            share of the steps after which they are cut, or bits chosen
@@ -99,6 +100,7 @@ class Recipe:
     lr: float = 0.01
     plain_lr: float = 0.01
     method: str = "lilnetx"
+    then: str = ""
     criterion: str = "surrogate"
     arrival: float = 0.5
     lam_mask: float = 1.0
@@ -189,6 +191,7 @@ CRITERIA = ("surrogate", "l1", "scales", "magnitude", "uniform")
 CHOICES = {
     "optimizer": ("adam", "sgd"),
     "method": ("lilnetx", "prune", "low_rank", "quantize"),
+    "then": ("", "lilnetx", "quantize"),
     "criterion": CRITERIA,
     "form": FORMS,
     "mask_start": ("magnitudes", "ones"),

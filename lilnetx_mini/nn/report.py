@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -22,15 +21,11 @@ from ..data import Split
 from ..errors import CheckpointError, LilnetxError
 from ..jobs import run_jobs
 from ..provenance import circumstances
-from .compressor import reparameterize
 from .export import Saved, Storable, load_into, save
-from .method import Bits
 from .models import count_bytes
 from .recipes import Recipe, get
 from .targets import slice_macs
-from .train import Run, Trained, evaluate, right
-
-FINE = 16.0  # quantisation steps in a standard deviation of weights that were not trained to be rounded: five or six bits each
+from .train import Run, evaluate, right
 
 
 def train_one(
@@ -60,7 +55,7 @@ def train_one(
     test = partial(evaluate, split=run.splits.test, score=recipe.score or right, world=run.world, workers=recipe.workers)
     result = {"seed": seed, f"test_{recipe.score_name}": test(trained.model), **trained.metrics[-1]}
     if compress:
-        network, plain = _stored(run, trained)
+        network, plain = run.method.stored()
         saved = _saved(run, network, Path(folder) / "model.lnx")
         file = lnx.read(saved.path)
         result |= {
@@ -79,15 +74,6 @@ def train_one(
         result |= {"float_bytes": len(data), "zip_bytes": _write_float(Path(folder), data)}
         assert len(data) == count_bytes(trained.model)
     return result
-
-
-def _stored(run: Run, trained: Trained) -> tuple[Storable, nn.Module]:
-    """What is to be written, and a plain network of that shape."""
-    if isinstance(run.method, Bits):
-        return run.method.quantised, run.recipe.model()
-    if trained.compressor:
-        return trained.compressor, run.recipe.model()
-    return reparameterize(copy.deepcopy(trained.model), init="from_weights", levels=FINE), copy.deepcopy(trained.model)
 
 
 def _saved(run: Run, network: Storable, path: Path) -> Saved:

@@ -469,9 +469,10 @@ def shrink(model: nn.Module | Compressor, example_input: Tensor) -> nn.Module:
 
     Layers joined by additions, gates, concatenations or depthwise convolutions lose a channel together or not at all; each
     keeps at least one. A head of self-attention goes as a whole, see `lilnetx_mini.nn.attention`. Left alone: grouped convolutions
-    that are not depthwise; layer, group and instance norm; other attention, embeddings and recurrent layers, bare parameters and tied weights, and what is joined with them; and channels that F.pad
-    adds in a shortcut of option A, as the forward method fixes their number (those on either side of it that continue one
-    another go together). A removal that changes the outputs on random inputs by more than 1e-4 is undone with a warning.
+    that are not depthwise; layer, group and instance norm; other attention, embeddings and recurrent layers, bare parameters and
+    tied weights, and what is joined with them; and channels that F.pad adds in a shortcut of option A, as the forward method fixes
+    their number (those on either side of it that continue one another go together). A removal that changes the outputs on random
+    inputs by more than 1e-4 is undone with a warning.
     """
     original = plain_copy(model) if isinstance(model, Compressor) else model
     if any(parametrize.is_parametrized(m) for m in original.modules()):
