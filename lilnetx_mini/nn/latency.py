@@ -224,16 +224,16 @@ def measure(
     model, example = copy.deepcopy(model).cpu().float().eval(), example_input.detach().cpu()
     channels = Channels(model, example)
     shapes = _inputs(model, example, [x.name for x in channels.layers])
-    kinds = {}
+    kinds: dict[str, list[Layer]] = {}
     for layer in channels.layers:
-        module = model.get_submodule(layer.name)
-        kinds.setdefault(kind(module, shapes[layer.name]), (module, layer))
+        kinds.setdefault(kind(model.get_submodule(layer.name), shapes[layer.name]), []).append(layer)
     grids = {}
     with on_threads(threads):
-        for name, (module, layer) in tqdm(kinds.items(), desc=f"layers on {runtime}", unit="kind", disable=not progress):
-            outs = _widths(layer.makes)
-            ins = [1] if grouped(module) else _widths(layer.reads)
-            calls = {f"{o},{i}": call(*_block(module, shapes[layer.name], o, i), runtime, threads) for o in outs for i in ins}
+        for name, alike in tqdm(kinds.items(), desc=f"layers on {runtime}", unit="kind", disable=not progress):
+            module, shape = model.get_submodule(alike[0].name), shapes[alike[0].name]
+            outs = sorted({n for layer in alike for n in _widths(layer.makes)})  # what stays in one may go in another
+            ins = [1] if grouped(module) else sorted({n for layer in alike for n in _widths(layer.reads)})
+            calls = {f"{o},{i}": call(*_block(module, shape, o, i), runtime, threads) for o in outs for i in ins}
             ms = [row.milliseconds for row in turn_by_turn(calls, runs)]
             grids[name] = Grid(outs, ins, np.array(ms).reshape(len(outs), len(ins)).tolist())
     table = Table(runtime, len(example), threads, grids, made=circumstances())

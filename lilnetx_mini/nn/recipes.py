@@ -219,6 +219,11 @@ def get(name: str, changes: dict[str, str] | None = None) -> Recipe:
     own = changes.pop("own_model", "")
     if own:
         recipe = dataclasses.replace(recipe, model=_factory(own), own_model=own)
+    return changed(recipe, changes)
+
+
+def changed(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+    """A recipe with other settings; InputError names what is no setting, or no value for it."""
     types = {f.name: type(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
     types = {k: t for k, t in types.items() if t in (int, float) or k in CHOICES or k in TEXTS}
     return dataclasses.replace(recipe, **{k: _value(k, text, types) for k, text in changes.items()})
@@ -264,6 +269,8 @@ def _value(key: str, text: str, types: dict[str, type]) -> int | float | str:
         raise InputError(f"{key}={text}: a share between 0 and 1 is needed")
     if key == "side_bits" and not 2 <= value <= 16:
         raise InputError(f"side_bits={text}: 2 to 16 are possible")
+    if key == "target_bits" and value and not 2 <= value < 16:
+        raise InputError(f"target_bits={text}: 2 to less than 16 are possible")
     least = 1 if types[key] is int and key not in FROM_ZERO else 0
     if not least <= value < float("inf"):
         raise InputError(f"{key}={text}: a number from {least} on is needed")

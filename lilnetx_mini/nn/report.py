@@ -56,7 +56,7 @@ def train_one(
     result = {"seed": seed, f"test_{recipe.score_name}": test(trained.model), **trained.metrics[-1]}
     if compress:
         network, plain = run.method.stored()
-        saved = _saved(run, network, Path(folder) / "model.lnx")
+        saved = written(run, network, Path(folder) / "model.lnx")
         file = lnx.read(saved.path)
         result |= {
             "file_bytes": saved.file_bytes,
@@ -76,7 +76,7 @@ def train_one(
     return result
 
 
-def _saved(run: Run, network: Storable, path: Path) -> Saved:
+def written(run: Run, network: Storable, path: Path) -> Saved:
     """The file, written by the first process; the others wait for it, and know what it says."""
     saved = save(network, path, run.example(), run.recipe.side_bits) if run.world.rank == 0 else None
     run.world.wait()
