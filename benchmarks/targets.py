@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ CASES: dict[str, tuple[dict[str, str], float, float, tuple[float, ...]]] = {
 def train(name: str, changes: dict[str, str], seed: int, folder: str, position: int = 0) -> dict:
     """One training, or what it gave before: its file's bytes, shares of multiply-adds and slices, validation accuracy.
 
+    Where masks cut first, multiply-adds count from the whole network, and slices from what was left.
+
     position  the line for a progress bar, which `run_jobs` hands out; here is none
     """
     done = Path(folder) / "result.json"
@@ -46,8 +49,9 @@ def train(name: str, changes: dict[str, str], seed: int, folder: str, position: 
     run.resume()
     trained = run.fit(progress=False)
     now = measure(trained.compressor, run.example(), side_bits=run.recipe.side_bits)
-    result = {"changes": changes, "seed": seed, "size": now.size, "flops": now.flops, "slices": now.slices,
-              "accuracy": trained.metrics[-1]["validation_accuracy"]}  # fmt: skip
+    last = trained.metrics[-1]
+    result = {"changes": changes, "seed": seed, "size": now.size, "flops": last.get("flops_left", 1.0) * now.flops,
+              "slices": now.slices, "accuracy": last["validation_accuracy"]}  # fmt: skip
     write_atomic(done, json.dumps(result).encode())
     return result
 
@@ -96,10 +100,10 @@ def at_equal(measure: str, fixed: list[dict], rows: list[dict]) -> list[float]:
     return accuracies
 
 
-def arguments(what: str | None, out: str) -> argparse.Namespace:
-    """Of a script that trains the recipes of CASES."""
+def arguments(what: str | None, out: str, cases: Iterable[str] = CASES) -> argparse.Namespace:
+    """Of a script that trains these recipes."""
     p = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("recipes", nargs="*", default=list(CASES), choices=CASES)
+    p.add_argument("recipes", nargs="*", default=list(cases), choices=list(cases))
     p.add_argument("--seeds", default="0,1,2", type=lambda text: [int(s) for s in text.split(",")])
     p.add_argument("--out", default=out, type=Path, help="folder for checkpoints")
     p.add_argument("--jobs", type=int, default=2, help="trainings at a time")

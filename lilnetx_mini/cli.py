@@ -199,19 +199,13 @@ def train(
     training.run({key: str(_OVER[key](text)) for key, text in given.items() if text is not None}, max_accuracy_drop)
 
 
-def _bits(number: float) -> str:
-    if not 2 <= number < 16:
-        raise InputError(f"--target-bits {number:g}: a number from 2 to less than 16 is needed")
-    return f"{number:g}"
-
-
 def _then(target_size: str | None, target_bits: float | None) -> dict[str, str]:
     """Settings for what follows a cut."""
     if target_size is not None and target_bits is not None:
         raise InputError("--target-size and --target-bits: what is left after the cut can have one of them")
     if target_size is not None:
         return {"then": "lilnetx", "target_size": str(_OVER["target_size"](target_size))}
-    return {} if target_bits is None else {"then": "quantize", "target_bits": _bits(target_bits)}
+    return {} if target_bits is None else {"then": "quantize", "target_bits": f"{target_bits:g}"}
 
 
 @app.command(epilog="Example: lilnetx prune digits --target-flops 0.5 --target-size 3kB")
@@ -279,7 +273,7 @@ def quantize(
     the integers, coded as those of other files are. It is `lilnetx train RECIPE --set method=quantize`, with the same options;
     --set bits_of=macs counts a weight as often as it is used.
     """
-    training.run({"method": "quantize", "target_bits": _bits(target_bits)})
+    training.run({"method": "quantize", "target_bits": f"{target_bits:g}"})
 
 
 @app.command("latency-table", epilog="Example: lilnetx latency-table cifar10_resnet20 --out resnet20.json")

@@ -15,11 +15,13 @@ except ImportError as e:
     raise MissingExtraError("torch", "train") from e
 
 from .bits import quantize
+from .compress import Compressed, compress
 from .compressor import Compressor, Penalty, reparameterize
 from .export import capture, load_into, save
 from .shrink import shrink, shrunk_summary
 from .surrogate import low_rank, prune
 
 __all__ = [
-    "Compressor", "Penalty", "capture", "load_into", "low_rank", "prune", "quantize", "reparameterize", "save", "shrink", "shrunk_summary",
+    "Compressed", "Compressor", "Penalty", "capture", "compress", "load_into", "low_rank", "prune", "quantize", "reparameterize", "save",
+    "shrink", "shrunk_summary",
 ]  # fmt: skip

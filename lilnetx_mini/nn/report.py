@@ -183,6 +183,7 @@ def _accuracies(rows: list[dict], key: str) -> str:
 
 
 MISSED = 0.05  # of what was asked
+HELP = "; missed: more epochs, or a target that is less far, would help"
 ASKED = {  # what was asked for, what became of it, and how to show both
     "target_size": ("file_bytes", "{:,.0f} bytes"),
     "target_flops": ("flops_left", "{:.1%} of the multiply-adds"),
@@ -225,17 +226,20 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+def missed(name: str, asked: float, got: float) -> bool:
+    """Is what became of a target further beyond it than is welcome? More zeros, fewer bytes and less work are welcome."""
+    off = got / asked - 1
+    return (-off if name == "target_slices" else off) > MISSED
+
+
 def _promises(report: dict) -> list[str]:
     """A line for every target: what was asked for, what each seed has, and how far off that is."""
     lines = []
     for name, asked in report["asked"].items():
         key, style = ASKED[name]
         got = [r[key] for r in report["compressed"]]
-        off = [x / asked - 1 for x in got]
-        beyond = -min(off) if name == "target_slices" else max(off)  # more zeros, fewer bytes and less work are welcome
-        shown = ", ".join(f"{style.format(x).split(' ')[0]} ({e:+.1%})" for x, e in zip(got, off, strict=True))
-        missed = "; missed: more epochs, or a target that is less far, would help" if beyond > MISSED else ""
-        lines.append(f"asked for {style.format(asked)}: {shown}{missed}")
+        shown = ", ".join(f"{style.format(x).split(' ')[0]} ({x / asked - 1:+.1%})" for x in got)
+        lines.append(f"asked for {style.format(asked)}: {shown}{HELP if any(missed(name, asked, x) for x in got) else ''}")
     return lines
 
 
