@@ -2,46 +2,62 @@
 
     python benchmarks/priors.py [digits mnist_lenet5] [--seeds 0,1,2] [--out runs/priors] [--json results/priors.json]
 
-Every training is asked for both, bytes of its file and a share of the multiply-adds, in the same number of epochs. Slices: latents with
-a rate and the group prior, as the paper has them. Masks: channels are chosen by masks and cut, and what is left becomes latents with
-a rate and without the group prior. Both: the same, and the group prior goes on among the channels that are left. Accuracies are on
-validation images. LILNETX_DATA names the folder with mnist/. Trainings resume, and those that are done are not repeated.
+Slices: latents with a rate and the group prior, asked for a share of the multiply-adds; the file then has the bytes that it has. Masks:
+channels are chosen by masks with soft counts and cut, what is left becomes latents with a rate and no group prior, and is asked for
+the same bytes as the other's file with this seed. The rate empties slices besides, so that more multiply-adds go than were cut; masks
+are therefore asked for three shares, and the accuracy at equal multiply-adds is read from the line through the three points, the
+multiply-adds on a logarithmic scale. Equal epochs. Accuracies are on validation images. LILNETX_DATA names the folder with mnist/.
+Trainings resume, and those that are done are not repeated.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from targets import arguments, record, train_all
+from targets import arguments, at_equal, record, train_all
 
-# settings, and points: bytes and share of the multiply-adds
-CASES: dict[str, tuple[dict[str, str], tuple[tuple[int, float], ...]]] = {
-    "digits": ({"epochs": "40"}, ((4000, 0.5), (2500, 0.3))),
-    "mnist_lenet5": ({"epochs": "6", "images": "20000"}, ((4000, 0.5), (2500, 0.25))),
+# settings, and shares of the multiply-adds
+CASES: dict[str, tuple[dict[str, str], tuple[float, ...]]] = {
+    "digits": ({"epochs": "40"}, (0.5, 0.3)),
+    "mnist_lenet5": ({"epochs": "6", "images": "20000"}, (0.5, 0.25)),
 }
-CUT = {"method": "prune", "then": "lilnetx", "arrival": "0.3"}
-PRIORS = {"slices": {}, "masks": CUT | {"lam_group": "0"}, "both": CUT}
+CUT = {"method": "prune", "then": "lilnetx", "arrival": "0.3", "lam_group": "0"}
+MORE = (1.0, 1.4, 1.9)  # times the share, for masks
+
+
+def _equal(row: dict, points: list[dict]) -> float:
+    """The accuracy of masks at a row's multiply-adds; NaN if these are not between those of the points."""
+    between = min(p["flops"] for p in points) <= row["flops"] <= max(p["flops"] for p in points)
+    return at_equal("flops", points, [row])[0] if between else float("nan")
 
 
 def main() -> None:
     """Train, print a table, and write JSON if asked to."""
     a = arguments(__doc__, "runs/priors", CASES)
     for name in a.recipes:
-        settings, points = CASES[name]
-        todo = {}
-        for size, flops in points:
-            asked = settings | {"target_size": str(size), "target_flops": str(flops)}
-            for prior, more in PRIORS.items():
-                for s in a.seeds:
-                    todo[size, prior, s] = (name, asked | more, s, str(a.out / name / f"{size}" / prior / f"seed{s}"))
-        results, rows = train_all(todo, a.jobs), []
-        for size, flops in points:
-            print(f"{name}, asked for {size:,} bytes and {flops:.0%} of the multiply-adds, seeds {', '.join(map(str, a.seeds))}")
-            print(f"  {'':8}{'bytes':>8}{'left':>8}{'accuracy':>10}   each seed")
-            rows.append({"size": size, "flops": flops, "priors": {p: [results[size, p, s] for s in a.seeds] for p in PRIORS}})
-            for prior, each in rows[-1]["priors"].items():
-                got, left, right = (np.mean([r[k] for r in each]) for k in ("size", "flops", "accuracy"))
-                shown = ", ".join(f"{r['accuracy']:.2%} ({r['size']:,.0f} B, {r['flops']:.1%})" for r in each)
-                print(f"  {prior:8}{got:8,.0f}{left:8.1%}{right:10.2%}   {shown}")
+        settings, shares = CASES[name]
+        first = {
+            (share, s): (name, settings | {"target_flops": f"{share:g}"}, s, str(a.out / name / f"slices{share:g}" / f"seed{s}"))
+            for share in shares for s in a.seeds
+        }  # fmt: skip
+        slices = train_all(first, a.jobs)
+        second = {}
+        for (share, s), r in slices.items():
+            for more in MORE:
+                asked = {"target_size": f"{r['size']:g}", "target_flops": f"{min(more * share, 0.99):g}"}
+                folder = a.out / name / f"masks{share:g}" / f"{more:g}" / f"seed{s}"
+                second[share, s, more] = (name, settings | CUT | asked, s, str(folder))
+        masks, rows = train_all(second, a.jobs), []
+        for share in shares:
+            each = [slices[share, s] for s in a.seeds]
+            points = [masks[share, s, more] for s in a.seeds for more in MORE]
+            equal = [_equal(r, [p for p in points if p["seed"] == r["seed"]]) for r in each]
+            rows.append({"share": share, "slices": each, "masks": points, "masks_at_equal": equal})
+            print(f"{name}, {share:.0%} of the multiply-adds asked for, seeds {', '.join(map(str, a.seeds))}")
+            for r, other in zip(each, equal, strict=True):
+                own = [p for p in points if p["seed"] == r["seed"]]
+                beside = ", ".join(f"{p['accuracy']:.2%} at {p['size']:,.0f} bytes, {p['flops']:.1%}" for p in own)
+                print(f"  {r['size']:,.0f} bytes, {r['flops']:.1%}: slices {r['accuracy']:.2%}, masks {other:.2%}   ({beside})")
+            print(f"  mean: slices {np.mean([r['accuracy'] for r in each]):.2%}, masks {np.nanmean(equal):.2%}")
         if a.json:
             record(a.json, name, {"points": rows})
 

@@ -103,12 +103,16 @@ def at_equal(measure: str, fixed: list[dict], rows: list[dict]) -> list[float]:
 def arguments(what: str | None, out: str, cases: Iterable[str] = CASES) -> argparse.Namespace:
     """Of a script that trains these recipes."""
     p = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("recipes", nargs="*", default=list(cases), choices=list(cases))
+    p.add_argument("recipes", nargs="*", help=f"of {', '.join(cases)}; all unless said otherwise")
     p.add_argument("--seeds", default="0,1,2", type=lambda text: [int(s) for s in text.split(",")])
     p.add_argument("--out", default=out, type=Path, help="folder for checkpoints")
     p.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     p.add_argument("--json", metavar="FILE", type=Path, help="write the results there, beside those of other recipes")
-    return p.parse_args()
+    a = p.parse_args()
+    a.recipes = a.recipes or list(cases)
+    if unknown := set(a.recipes) - set(cases):
+        p.error(f"no case {min(unknown)!r}: there are {', '.join(cases)}")
+    return a
 
 
 def train_all(todo: dict[tuple, tuple], jobs: int) -> dict[tuple, dict]:

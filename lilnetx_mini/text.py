@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,26 +68,26 @@ def _labelled(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     return texts, np.array(classes, np.int64)
 
 
-def sst2(folder: str | os.PathLike | None = None) -> Splits:
+def sst2(folder: str | os.PathLike | None = None, tokens: Callable[[list[str]], NDArray[np.int64]] | None = None) -> Splits:
     """SST-2 as GLUE has it (Socher et al. 2013, Wang et al. 2019), from train.tsv and dev.tsv in ``FOLDER/sst2`` or ``FOLDER/SST-2``.
 
-    x (N, 48) are tokens of `byte_pairs`, learned from the training texts. GLUE's development sentences are the test part, as
-    those of its own have no labels. The last 3,000 training texts are for validation: they are phrases, and other phrases of
-    their sentences are trained on, so accuracy on them is higher than on new sentences.
+    x (N, 48) are tokens of `byte_pairs`, learned from the training texts, or what `tokens` makes of texts. GLUE's development
+    sentences are the test part, as those of its own have no labels. The last 3,000 training texts are for validation: they are
+    phrases, and other phrases of their sentences are trained on, so accuracy on them is higher than on new sentences.
     """
     base = data_folder(folder)
     needed = "sst2/train.tsv and sst2/dev.tsv, of GLUE's SST-2, are needed in the folder that --data-dir or LILNETX_DATA names"
     where = next((base / name for name in ("sst2", "SST-2") if (base / name / "train.tsv").is_file()), None) if base else None
     if where is None or not (where / "dev.tsv").is_file():
         raise DataError(needed)
-    return _sst2(where)
+    return _sst2(where, tokens)
 
 
 @lru_cache(maxsize=1)  # it takes seconds, and a training run asks several times
-def _sst2(where: Path) -> Splits:
+def _sst2(where: Path, tokens: Callable[[list[str]], NDArray[np.int64]] | None) -> Splits:
     (texts, y), (test, test_y) = (_labelled(where / name) for name in ("train.tsv", "dev.tsv"))
     if len(texts) <= HELD_OUT:
         raise InputError(f"{where / 'train.tsv'} holds {len(texts)} texts: more than the {HELD_OUT} for validation are needed")
-    tokenizer = byte_pairs(texts[:-HELD_OUT])
-    x = numbers(tokenizer, texts)
-    return Splits(Split(x[:-HELD_OUT], y[:-HELD_OUT]), Split(x[-HELD_OUT:], y[-HELD_OUT:]), Split(numbers(tokenizer, test), test_y))
+    tokens = tokens or partial(numbers, byte_pairs(texts[:-HELD_OUT]))
+    x = tokens(texts)
+    return Splits(Split(x[:-HELD_OUT], y[:-HELD_OUT]), Split(x[-HELD_OUT:], y[-HELD_OUT:]), Split(tokens(test), test_y))

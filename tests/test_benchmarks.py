@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lilnetx_mini import lnx
+from lilnetx_mini import data, lnx
 from lilnetx_mini.nn import recipes
 from lilnetx_mini.nn.train import Run
 
@@ -173,13 +173,18 @@ def test_criteria_are_compared_at_equal_multiply_adds_after_equal_trials(tmp_pat
 def test_predictions_are_compared_with_a_stopwatch(tmp_path, monkeypatch, capfd):
     pytest.importorskip("torch_pruning")
     file = tmp_path / "l.json"
-    options = ["--runtimes", "torch", "--count", "2", "--runs", "1", "--json", str(file)]
+    file.write_text(json.dumps({"other": {"runtimes": {}}}))
+    options = ["--runtimes", "torch", "--count", "2", "--runs", "1", "--repeats", "2", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["latency.py", "digits", *options])
     load("latency").main()
-    row = json.loads(file.read_text())["networks"]["digits"]["torch"]
-    errors = [p / m - 1 for p, m in zip(row["predicted_ms"][1:], row["measured_ms"][1:], strict=True)]
-    assert len(errors) == 2 and row["errors"] == pytest.approx(errors)
-    assert row["median_error"] == pytest.approx(sum(map(abs, errors)) / 2) and "median error" in capfd.readouterr().out
+    known = json.loads(file.read_text())
+    row = known["digits"]["runtimes"]["torch"]
+    assert "other" in known and len(row["runs"]) == 2
+    for run in row["runs"]:
+        errors = [p / m - 1 for p, m in zip(run["predicted_ms"][1:], run["measured_ms"][1:], strict=True)]
+        assert len(errors) == 2 and run["errors"] == pytest.approx(errors)
+    off = sorted(abs(e) for run in row["runs"] for e in run["errors"])
+    assert row["median_error"] == pytest.approx((off[1] + off[2]) / 2) and "median error" in capfd.readouterr().out
 
 
 def test_trainings_that_search_are_timed_against_a_plain_one(tmp_path, monkeypatch, capsys):
@@ -193,3 +198,47 @@ def test_trainings_that_search_are_timed_against_a_plain_one(tmp_path, monkeypat
     ratios = sorted(s / p for s, p in zip(rows["prune to 1/2"]["seconds"], rows["plain"]["seconds"], strict=True))
     assert rows["plain"]["ratio"] == 1 and rows["prune to 1/2"]["ratio"] == pytest.approx(sum(ratios) / 2)
     assert " x" in capsys.readouterr().out
+
+
+def test_priors_are_compared_at_equal_bytes_and_multiply_adds(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_pruning")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    priors, file = load("priors"), tmp_path / "p.json"
+    monkeypatch.setitem(priors.CASES, "digits", ({"epochs": "6"}, (0.6,)))
+    arguments = ["priors.py", "digits", "--seeds", "0", "--jobs", "1", "--out", str(tmp_path), "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    priors.main()
+    (row,) = json.loads(file.read_text())["digits"]["points"]
+    (slices,), masks = row["slices"], row["masks"]
+    assert [m["changes"]["target_size"] for m in masks] == [f"{slices['size']:g}"] * 3
+    assert [m["changes"]["target_flops"] for m in masks] == ["0.6", "0.84", "0.99"]
+    assert all(m["flops"] <= float(m["changes"]["target_flops"]) for m in masks)
+    assert "mean: slices" in capsys.readouterr().out
+    points = [{"seed": 0, "flops": f, "accuracy": a} for f, a in ((0.25, 0.5), (0.5, 0.7), (0.6, 0.9))]
+    assert priors._equal({"seed": 0, "flops": 0.5}, points) == 0.7 and np.isnan(priors._equal({"seed": 0, "flops": 0.7}, points))
+
+
+def test_networks_move_to_another_data_set_whole_pruned_or_narrow(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch_pruning")
+    transfer, file = load("transfer"), tmp_path / "t.json"
+
+    def some(count):
+        rng = np.random.default_rng(count)
+        y = rng.integers(0, 10, count)
+        return data.Split((rng.integers(0, 90, (count, 3, 32, 32)) + 16 * y[:, None, None, None]).astype(np.uint8), y)
+
+    def ten():
+        return data.Splits(some(256), some(40), some(50))
+
+    monkeypatch.setattr(transfer, "mnist", ten)
+    monkeypatch.setattr(transfer.data, "cifar10", ten)
+    options = ["--source-epochs", "1", "--epochs", "1", "--jobs", "1", "--out", str(tmp_path), "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["transfer.py", *options])
+    transfer.main()
+    report = json.loads(file.read_text())
+    left = {r["way"]: r["macs"] / report["whole_macs"] for r in report["results"]}
+    assert list(left) == list(transfer.WAYS) and left["whole"] == left["whole, without MNIST"] == 1
+    assert all(0.75 < share <= 0.85 for way, share in left.items() if not way.startswith("whole"))
+    had = {r["way"]: r["source_accuracy"] is not None for r in report["results"]}
+    assert not had.pop("whole, without MNIST") and all(had.values())
+    assert "CIFAR-10" in capsys.readouterr().out

@@ -100,6 +100,11 @@ def test_a_folder_keeps_a_run_and_refuses_that_of_another_network(digits, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
     with pytest.raises(CheckpointError, match="target_flops 0.6 and not 0.7"):
         compress(model, (x, y), **asked | {"target_flops": 0.7})
+    other = copy.deepcopy(model)
+    other.linear.bias.data += 1
+    for network, labels in ((other, y), (model, y.flip(0))):
+        with pytest.raises(CheckpointError, match="belongs to a run with other settings, own_model"):
+            compress(network, (x, labels), **asked)
 
 
 def test_a_task_that_tells_no_classes_apart():
@@ -122,7 +127,12 @@ def test_a_target_that_is_missed_is_told(digits):
     [
         ({}, "a target is needed"),
         ({"target_size": 3000, "target_bits": 4}, "can have one of them"),
-        ({"target_flops": 0.5, "target_latency_ms": 3, "table": "none.json"}, "one of them is needed"),
+        ({"target_flops": 0.5, "target_latency_ms": 3, "table": "none.json"}, "can have one of them"),
+        ({"target_bits": 4, "method": "lilnetx"}, "does not lead to target_bits"),
+        ({"target_latency_ms": 3, "method": "low_rank"}, "does not lead to target_latency_ms"),
+        ({"target_flops": 0.5, "table": "none.json"}, "goes with target_latency_ms"),
+        ({"target_flops": 0.5, "then": "quantize"}, "mean bits of a weight are needed"),
+        ({"target_flops": 0.5, "loss": F.mse_loss}, "without score="),
         ({"target_flops": 1.5}, "a share between 0 and 1"),
         ({"target_bits": 1}, "2 to less than 16"),
         ({"target_flops": 0.5, "epoch": 3}, "did you mean epochs"),

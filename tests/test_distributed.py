@@ -12,8 +12,11 @@ import torch
 from test_options import SMALL
 from torch import nn
 
+from lilnetx_mini import InputError
+from lilnetx_mini.nn import latency
 from lilnetx_mini.nn.train import Run
 
+PRUNE = {"method": "prune", "then": "lilnetx", "target_flops": 0.6, "init": "from_weights"}
 TESTS = Path(__file__).parent
 SCRIPT = """
 import sys
@@ -65,6 +68,9 @@ def be_one_of_two(folder: str) -> None:
     resumed = Run(replace(SMALL, epochs=4), 0, f"{folder}/resumed")
     assert resumed.resume() and resumed.epoch == 2
     resumed.fit(progress=False)
+    pruned = Run(replace(SMALL, epochs=4, **PRUNE), 0, f"{folder}/pruned")
+    pruned.fit(progress=False)
+    found["pruned"] = {"parameters": [p.detach() for p in pruned.model.parameters()], "left": pruned.metrics[-1]["flops_left"]}
     torch.save(found | {"metrics": str(resumed.metrics)}, f"{folder}/rank{run.world.rank}.pt")
 
 
@@ -114,6 +120,19 @@ def test_a_run_continues_on_another_number_of_processes(tmp_path, half, ranks):
     assert again.resume() and again.epoch == 4 and again.metrics[:2] == half.metrics
     whole = Run(replace(SMALL, epochs=4), 0, tmp_path).fit(progress=False)
     assert again.metrics[-1]["loss"] == pytest.approx(whole.metrics[-1]["loss"], rel=0.3)
+
+
+def test_both_processes_cut_the_same_channels_and_train_the_same_smaller_network(ranks):
+    pytest.importorskip("torch_pruning")
+    first, second = (r["pruned"] for r in ranks)
+    assert 0.3 < first["left"] <= 0.6 and first["left"] == second["left"]
+    assert all(torch.equal(a, b) for a, b in zip(first["parameters"], second["parameters"], strict=True))
+
+
+def test_latencies_are_not_measured_by_several_processes_at_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="would time one another"):
+        latency.measure(bare(), torch.zeros(1, 1, 8, 8), "torch")
 
 
 def test_torchrun_trains_from_the_command_line(tmp_path):

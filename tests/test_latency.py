@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_options import SMALL
@@ -10,6 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from lilnetx_mini import InputError
+from lilnetx_mini.bench import Row
 from lilnetx_mini.cli import app
 from lilnetx_mini.nn import latency, models, prune, recipes
 from lilnetx_mini.nn.channels import Channels
@@ -108,12 +110,27 @@ def test_a_measured_table_fits_its_network(runtime):
     before, threads = [p.clone() for p in model.parameters()], torch.get_num_threads()
     t = latency.measure(model, x, runtime, runs=1, progress=False)
     assert (t.runtime, t.batch, t.threads) == (runtime, 2, 1) and set(t.kinds) == {FIRST, SECOND}
-    assert t.kinds[FIRST].outs == [1, 2, 4, 6, 8] and t.kinds[FIRST].ins == [1]
-    assert t.kinds[SECOND].outs == [4] and t.kinds[SECOND].ins == [1, 2, 4, 6, 8]
-    assert all(ms > 0 for g in t.kinds.values() for row in g.ms for ms in row) and t.factor > 0 and t.made["machine"]
+    assert t.kinds[FIRST].outs == [1, 3, 5, 7, 8] and t.kinds[FIRST].ins == [1]
+    assert t.kinds[SECOND].outs == [4] and t.kinds[SECOND].ins == [1, 3, 5, 7, 8]
+    assert all(ms > 0 for g in t.kinds.values() for row in g.ms for ms in row) and t.factor > 0 and t.whole > 0 and t.made["machine"]
     assert t.of(model, x, Channels(model, x))(torch.tensor([8.0])) > 0
     assert model.training and all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert torch.get_num_threads() == threads
+
+
+def test_a_machine_whose_speed_drifts_gives_the_same_table(monkeypatch):
+    model, x, tables = network(), torch.zeros(2, 1, 8, 8), []
+    for speeds in ([1.0] * 4, [1.0, 3.0, 0.5, 1.0]):  # while either kind, and the whole networks, are timed
+        now = iter(speeds)
+
+        def timed(calls, runs, now=now):
+            speed = next(now)
+            return [Row(name, speed * (n + 1), (0.0, 0.0)) for n, name in enumerate(calls)]
+
+        monkeypatch.setattr(latency, "turn_by_turn", timed)
+        tables.append(latency.measure(model, x, "torch", progress=False))
+    usual, drifting = ([np.array(g.ms) / t.whole for g in t.kinds.values()] for t in tables)
+    assert all(np.allclose(a, b) for a, b in zip(usual, drifting, strict=True)) and tables[0].whole != tables[1].whole
 
 
 def test_layers_have_names_that_say_what_takes_equally_long():

@@ -48,9 +48,9 @@ def test_soft_counts_follow_the_plan_and_what_is_cut_meets_the_target(tmp_path):
     assert metrics[-1]["weights_zero"] > 0.2 and metrics[-1]["slices_zero"] > 0.2
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-def test_a_run_stopped_before_or_after_the_cut_resumes_to_the_same_numbers(stop, tmp_path):
-    recipe = replace(SMALL, **PRUNE)
+@pytest.mark.parametrize(("stop", "start"), [(1, 0.0), (4, 0.0), (2, 0.2)])
+def test_a_run_stopped_before_or_after_the_cut_resumes_to_the_same_numbers(stop, start, tmp_path):
+    recipe = replace(SMALL, **PRUNE, start=start)
     whole, again = stopped(recipe, stop, tmp_path)
     assert again.resume() and bool(again.method.left) == (stop == 4)
     again.fit(progress=False)

@@ -198,6 +198,15 @@ def test_the_width_of_mobilenet_v2_rounds_channels_as_its_authors_do(width, publ
     assert round(sum(p.numel() for m in layers for p in m.parameters()) / 1e6, 2) == published
 
 
+@pytest.mark.parametrize("make", [models.mobilenet_v3_small, models.efficientnet_b0])
+def test_scaled_networks_have_multiples_of_eight_channels_and_run(make):
+    model = make(classes=10, width=0.4).eval()
+    norms = [m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    whole = [m.num_features for m in make(classes=10).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(n % 8 == 0 and n <= w for n, w in zip(norms, whole, strict=True)) and 0.35 < sum(norms) / sum(whole) < 0.5
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
 @pytest.mark.parametrize(
     "make,sums",
     [

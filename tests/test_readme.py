@@ -56,3 +56,22 @@ def test_what_a_search_costs():
     rows = json.loads((ROOT / "results/search.json").read_text())["rows"]
     for name, row in rows.items():
         assert name == "plain" or f"{row['ratio']:.2f}" in text
+
+
+def test_how_well_milliseconds_are_predicted():
+    (text,) = re.findall(r"<!-- from results/latency.json -->\n(.*?)\n\n", README, re.DOTALL)
+    for name, row in json.loads((ROOT / "results/latency.json").read_text()).items():
+        (line,) = (x for x in text.splitlines() if f"`{name}`" in x)
+        cells = [x.strip() for x in line.split("|")[2:-1]]
+        assert cells == [f"{100 * r['median_error']:.1f} %" for r in row["runtimes"].values()]
+
+
+def test_the_encoder_of_sst2():
+    (text,) = re.findall(r"<!-- from results/sst2_encoder.json -->\n(.*?)\n\n", README, re.DOTALL)
+    report = json.loads((ROOT / "results/sst2_encoder.json").read_text())
+    plain, files = ([100 * r[key] for r in report[kind]] for kind, key in (("plain", "test_accuracy"), ("compressed", "file_accuracy")))
+    text = " ".join(text.split())
+    for values in (plain, files):
+        assert f"{values[0]:.2f}, {values[1]:.2f} and {values[2]:.2f} %" in text and f"on the average {mean(values):.2f}" in text
+    assert ", ".join(f"{100 * r['flops_left']:.1f}" for r in report["compressed"][:2]) in text
+    assert f"{mean(plain) - mean(files):.2f} points less" in text

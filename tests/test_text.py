@@ -61,3 +61,8 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
 def test_too_few_texts_for_validation_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds 5 texts: more than the 3000"):
         text.sst2(folder(tmp_path, train=[f"{s}\t1" for s in sentences(5)]))
+
+
+def test_other_tokens_can_be_asked_for(tmp_path):
+    splits = text.sst2(folder(tmp_path), lambda texts: np.array([[len(t), 1] for t in texts]))
+    assert splits.train.x.shape == (50, 2) and splits.test.x.tolist() == [[len("a warm film"), 1], [len("never funny"), 1]]

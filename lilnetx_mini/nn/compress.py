@@ -6,18 +6,18 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..data import Split, Splits
-from ..errors import InputError
+from ..errors import InputError, LilnetxError
 from . import latency
 from .export import load_into
 from .method import Surrogate
@@ -69,17 +69,19 @@ def compress(
 
     model              any module, trained or not
     data               `lilnetx_mini.data.Splits`; or (x, y), arrays or tensors of N inputs and their targets; or a torch data set of such
-                       pairs, read once. Of the last two every tenth item is held out for the scores in `metrics`
+                       pairs, read once. Of the last two every tenth item is held out for the scores in `metrics`. The network gets x as it
+                       is, except that bytes are taken for pixels, 0 to 255, and become float32 in 0 .. 1
     target_flops       multiply-adds that may be left, as a share: channels go, see `prune`; with ``method="low_rank"`` ranks
     target_latency_ms  instead, milliseconds that a call with one input may take in a runtime, here
     target_size        bytes that the file may take: latents with a rate; after the cut, if there is one
     target_bits        instead, mean bits of a weight, 2 to 16, see `quantize`
     table              file with latencies, of `lilnetx latency-table`; None: they are measured first
-    runtime            where these are measured: "onnxruntime", "torch" or "lilnetx"
-    folder             keeps checkpoints, from which the same call goes on where it was interrupted, and the `.lnx`
+    runtime            where these are measured, on one thread: "onnxruntime", "torch" or "lilnetx"
+    folder             keeps checkpoints, from which the same call with the same weights and data goes on where it was interrupted,
+                       and the `.lnx`
     device             "cpu", "cuda", or None for a GPU if there is one
     settings           of `recipes.Recipe`, such as ``epochs=6, batch=128, lr=1e-3, optimizer="adam", threads=2``, and functions
-                       ``loss`` and ``score`` where the task is not to tell classes apart
+                       ``loss`` and ``score``, both, where the task is not to tell classes apart
     raises             InputError for a target, a setting or data that make no sense; CheckpointError if the folder is another run's
 
         small = compress(model, (x, y), target_flops=0.5, epochs=3).model
@@ -87,11 +89,13 @@ def compress(
     asked = {"target_flops": target_flops, "target_latency_ms": target_latency_ms, "target_size": target_size, "target_bits": target_bits}
     asked = {k: v for k, v in asked.items() if v}
     functions = {k: settings.pop(k) for k in FUNCTIONS if k in settings}
-    threads = torch.get_num_threads()
+    if "loss" in functions and "score" not in functions:
+        raise InputError("loss= without score=: for other tasks than telling classes apart, one number an item is needed for `metrics`")
+    way, threads, splits = _way(asked, settings, table), torch.get_num_threads(), _split(data, "loss" in functions)
     name = type(model).__name__
-    splits = _split(data, "loss" in functions)
-    recipe = Recipe(name, lambda: copy.deepcopy(model), splits, **START, threads=threads, **functions, own_model=name)
-    recipe = changed(recipe, {k: str(v) for k, v in (_way(asked, settings) | asked | settings).items()})
+    own = functions | {"own_model": f"{name} {_fingerprint(model, splits):08x}"}
+    recipe = Recipe(name, lambda: copy.deepcopy(model), lambda: splits, **START, threads=threads, **own)
+    recipe = changed(recipe, {k: str(v) for k, v in (way | asked | settings).items()})
     with tempfile.TemporaryDirectory() as passing, torch.random.fork_rng():
         home = Path(folder or passing)
         try:
@@ -102,29 +106,47 @@ def compress(
             torch.set_num_threads(threads)
 
 
-def _way(asked: dict[str, float], settings: dict[str, object]) -> dict[str, str]:
+def _way(asked: dict[str, float], settings: dict[str, object], table: object) -> dict[str, str]:
     """The method that gets there, and what follows its cut; settings may name another method."""
     if not asked:
         raise InputError("compress: a target is needed, such as target_flops=0.5, target_latency_ms=3, target_size=40_000 or target_bits=4")
-    if len(asked.keys() & {"target_size", "target_bits"}) == 2:
-        raise InputError("target_size and target_bits: a network can have one of them")
     last = "lilnetx" if "target_size" in asked else "quantize" if "target_bits" in asked else ""
     cut = asked.keys() & {"target_flops", "target_latency_ms"}
     first = str(settings.get("method", "prune" if cut else last))
-    return {"method": first, "then": last if cut and first in ("prune", "low_rank") else ""} | (
-        {"arrival": str(EARLY)} if first == "prune" else {}
-    )
+    reached = {
+        "prune": cut | {"target_size", "target_bits"}, "low_rank": {"target_flops", "target_size", "target_bits"},
+        "lilnetx": {"target_flops", "target_size"}, "quantize": {"target_bits"},
+    }.get(first, set(asked))  # fmt: skip
+    if wrong := sorted(asked.keys() - reached):
+        raise InputError(f"method={first}: it does not lead to {' and '.join(wrong)}")
+    for pair in (("target_size", "target_bits"), ("target_flops", "target_latency_ms")):
+        if set(pair) <= asked.keys():
+            raise InputError(f"{' and '.join(pair)}: a network can have one of them")
+    if "latency_table" in settings or (table and "target_latency_ms" not in asked):
+        raise InputError("a latency table is given as table=, and goes with target_latency_ms=")
+    early = {"arrival": str(EARLY)} if first == "prune" else {}
+    return {"method": first, "then": last if cut and first in ("prune", "low_rank") else "", **early}
 
 
-def _split(data: Splits | Dataset | tuple[ArrayLike, ArrayLike], any_target: bool) -> Callable[[], Splits]:
-    """What gives a run its data; its test part is the held-out one, as nothing here looks at a test part."""
+def _fingerprint(model: nn.Module, splits: Splits) -> int:
+    """Of weights and training data, so that a folder's run goes on with no others."""
+    crc = 0
+    for tensor in model.state_dict().values():
+        crc = zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), crc)
+    train = splits.train
+    images = train.x if isinstance(train, Split) else "\n".join(map(str, train.paths)).encode()
+    return zlib.crc32(np.ascontiguousarray(train.y), zlib.crc32(np.ascontiguousarray(images) if isinstance(train, Split) else images, crc))
+
+
+def _split(data: Splits | Dataset | tuple[ArrayLike, ArrayLike], any_target: bool) -> Splits:
+    """The data of a run; its test part is the held-out one, as nothing here looks at a test part."""
     if isinstance(data, Splits):
-        return lambda: data
+        return data
     if isinstance(data, Dataset):
-        data = tuple(np.stack([np.asarray(part) for part in parts]) for parts in zip(*(data[n] for n in range(len(data))), strict=True))
+        data = tuple(np.stack([_array(part) for part in parts]) for parts in zip(*(data[n] for n in range(len(data))), strict=True))
     if not isinstance(data, tuple) or len(data) != 2:
         raise InputError(f"data of type {type(data).__name__}: Splits, a pair (x, y) of arrays, or a torch data set of pairs is needed")
-    x, y = (np.asarray(part) for part in data)
+    x, y = map(_array, data)
     if len(x) != len(y) or len(x) < HELD_OUT:
         raise InputError(f"{len(x)} inputs and {len(y)} targets: as many of both are needed, and at least {HELD_OUT}")
     x, y = (part.astype(np.float32) if part.dtype == np.float64 else part for part in (x, y))
@@ -133,13 +155,17 @@ def _split(data: Splits | Dataset | tuple[ArrayLike, ArrayLike], any_target: boo
         raise InputError(f"targets of type {y.dtype}: classes are whole numbers, and for other targets a loss is needed")
     held = np.arange(len(y)) % HELD_OUT == HELD_OUT - 1
     train, validation = Split(x[~held], y[~held]), Split(x[held], y[held])
-    return lambda: Splits(train, validation, validation)
+    return Splits(train, validation, validation)
+
+
+def _array(values: ArrayLike) -> NDArray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _measured(recipe: Recipe, folder: Path, runtime: str, progress: bool) -> Path:
-    """The file with the network's latencies, measured unless the folder has it."""
+    """The file with the network's latencies in a runtime, measured unless the folder has it."""
     path = folder / "latency.json"
-    if not path.exists():
+    if not path.exists() or latency.load(path).runtime != runtime:
         image = torch.from_numpy(recipe.data().validation.images(slice(1)))
         latency.measure(recipe.model(), image, runtime, progress=progress).save(path)
     return path
@@ -152,10 +178,19 @@ def _trained(run: Run, keep: bool, progress: bool) -> Compressed:
     if keep or rounded:
         network, plain = run.method.stored()
         got["file_bytes"] = written(run, network, path).file_bytes
-    small = shrink(load_into(plain, path), run.example()).to(run.device) if rounded else done.model
+    small = _shrunk(load_into(plain, path), run) if rounded else done.model
     got |= done.metrics[-1]
     for name, (key, style) in ASKED.items():
         asked = getattr(run.recipe, name)
         if asked and key in got and missed(name, asked, got[key]):
             warnings.warn(f"asked for {style.format(asked)}, got {style.format(got[key])}{HELP}", stacklevel=3)
     return Compressed(small.eval(), done.metrics, path if keep else None)
+
+
+def _shrunk(model: nn.Module, run: Run) -> nn.Module:
+    """Without the channels that do nothing, where they can be found."""
+    try:
+        return shrink(model, run.example()).to(run.device)
+    except LilnetxError as e:
+        warnings.warn(f"channels that do nothing are still in the network: {e}", stacklevel=4)
+        return model.to(run.device)

@@ -33,8 +33,8 @@ from .compressor import TRANSPOSED
 from .export import capture
 
 RUNTIMES = ("onnxruntime", "torch", "lilnetx")
-SHARES = (0.0, 0.2, 0.5, 0.7, 1.0)  # of a layer's width, where it is timed: kernels like round numbers, and others have to be known too
-WHOLE = 6  # whole networks of random widths that are timed beside the one with all of its channels
+SHARES = (0.0, 0.25, 0.6)  # of a layer's width, where it is timed, besides all of it and all but one
+WHOLE = 16  # whole networks of random widths that are timed beside the one with all of its channels
 NARROWEST = 0.2  # of every group's channels
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 VERSION = 1
@@ -57,6 +57,7 @@ class Table:
     batch, threads of every call
     kinds          name of a kind of layer to its grid
     base, factor   milliseconds of a network are base + factor times the sum of its layers'
+    whole          milliseconds of the network with all of its channels, in the same turns as its layers; 0 if it is not known
     made           machine, versions, date and command
     """
 
@@ -66,6 +67,7 @@ class Table:
     kinds: dict[str, Grid]
     base: float = 0.0
     factor: float = 1.0
+    whole: float = 0.0
     made: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -196,10 +198,15 @@ def milliseconds(networks: dict[str, nn.Module], example: Tensor, runtime: str, 
 
 
 def _widths(units: np.ndarray) -> list[int]:
-    """Where a side of a layer is timed: up to all of its channels, or only there if all of them stay."""
+    """Where a side of a layer is timed: up to all of its channels, or only there if all of them stay.
+
+    At odd numbers, as what is left of a layer is seldom a round one: kernels like multiples of 4 or 16, and with these in the table
+    it would be read as if half of all widths were such. All but one, as the step to all of them may be the largest.
+    """
+    most = len(units)
     if (units == STAYS).all():
-        return [len(units)]
-    return sorted({max(1, round(len(units) * share)) for share in SHARES})
+        return [most]
+    return sorted({1, most, max(1, most - 1), *(min(round(most * share) | 1, most) for share in SHARES)})
 
 
 def measure(
@@ -221,22 +228,27 @@ def measure(
         raise InputError("the module is parametrised: measure the plain network")
     if runtime not in RUNTIMES:
         raise InputError(f"runtime {runtime!r}: {', '.join(RUNTIMES)} are the choices")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("several processes would time one another: measure first with `lilnetx latency-table`, then name the file")
     model, example = copy.deepcopy(model).cpu().float().eval(), example_input.detach().cpu()
     channels = Channels(model, example)
     shapes = _inputs(model, example, [x.name for x in channels.layers])
     kinds: dict[str, list[Layer]] = {}
     for layer in channels.layers:
         kinds.setdefault(kind(model.get_submodule(layer.name), shapes[layer.name]), []).append(layer)
-    grids = {}
+    grids, speeds, whole = {}, [], call(model, example, runtime, threads)
     with on_threads(threads):
         for name, alike in tqdm(kinds.items(), desc=f"layers on {runtime}", unit="kind", disable=not progress):
             module, shape = model.get_submodule(alike[0].name), shapes[alike[0].name]
             outs = sorted({n for layer in alike for n in _widths(layer.makes)})  # what stays in one may go in another
             ins = [1] if grouped(module) else sorted({n for layer in alike for n in _widths(layer.reads)})
             calls = {f"{o},{i}": call(*_block(module, shape, o, i), runtime, threads) for o in outs for i in ins}
-            ms = [row.milliseconds for row in turn_by_turn(calls, runs)]
-            grids[name] = Grid(outs, ins, np.array(ms).reshape(len(outs), len(ins)).tolist())
-    table = Table(runtime, len(example), threads, grids, made=circumstances())
+            *ms, then = [row.milliseconds for row in turn_by_turn(calls | {"whole": whole}, runs)]
+            speeds.append(then)
+            grids[name] = Grid(outs, ins, (np.array(ms) / then).reshape(len(outs), len(ins)).tolist())
+    usual = float(np.median(speeds))  # what the whole network takes; beside every kind, as the speed of a machine drifts
+    grids = {name: replace(grid, ms=(usual * np.array(grid.ms)).tolist()) for name, grid in grids.items()}
+    table = Table(runtime, len(example), threads, grids, whole=usual, made=circumstances())
     return _fitted(table, model, example, channels, runs)
 
 
@@ -254,11 +266,12 @@ def _fitted(table: Table, model: nn.Module, example: Tensor, channels: Channels,
         pruned.project()
         networks[f"{n}"] = pruned.shrink()
         sums.append(float(predictor.layers(channels.counts(pruned.alive)).sum()))
-    whole = np.array(list(milliseconds(networks, example, table.runtime, table.threads, max(runs, 15)).values()))
-    columns = np.stack([np.ones(len(sums)), sums], 1) / whole[:, None]  # relative errors are what counts
+    took = np.array(list(milliseconds(networks, example, table.runtime, table.threads, max(runs, 15)).values()))
+    took *= table.whole / took[0]
+    columns = np.stack([np.ones(len(sums)), sums], 1) / took[:, None]  # relative errors are what counts
     base, factor = np.linalg.lstsq(columns, np.ones(len(sums)), rcond=None)[0]
     if factor <= 0:  # nothing that widths explain: then the layers alone
-        base, factor = 0.0, float(np.exp(np.log(whole / sums).mean()))
+        base, factor = 0.0, float(np.exp(np.log(took / sums).mean()))
     return replace(table, base=float(base), factor=float(factor))
 
 
@@ -284,7 +297,7 @@ class Predictor:
         falling = np.minimum.accumulate(np.minimum.accumulate(ms[:, ::-1, ::-1], 1), 2)[:, ::-1, ::-1]
         # as measured; and such that no layer is slower than a wider one, so that noise does not widen what should become narrow
         self._ms = {steady: torch.tensor(x.copy(), dtype=torch.float64) for steady, x in ((False, ms), (True, falling))}
-        self._names = [kind(model.get_submodule(x.name), shapes[x.name]) for x in channels.layers]
+        self.kinds = [kind(model.get_submodule(x.name), shapes[x.name]) for x in channels.layers]
 
     def _grid(self, module: nn.Module, shape: tuple[int, ...], layer: Layer) -> Grid:
         name = kind(module, shape)
@@ -314,7 +327,7 @@ class Predictor:
         wrong = (share < -1e-6) | (share > 1 + 1e-6)
         if wrong.any():
             n = int(wrong.nonzero()[0])
-            raise InputError(f"{float(width[n]):g} channels of {self._names[n]} are outside the latency table")
+            raise InputError(f"{float(width[n]):g} channels of {self.kinds[n]} are outside the latency table")
         return at[:, 0], share
 
     def __call__(self, counts: Tensor, steady: bool = False) -> Tensor:

@@ -206,7 +206,7 @@ class Surrogate:
         if recipe.target_latency_ms:
             self.target = self._share_of(recipe.target_latency_ms)
         if recipe.criterion in ("scales", "magnitude", "uniform"):
-            self.pruned.alpha.requires_grad_(False).copy_(self.pruned.starts)
+            self.pruned.alpha.requires_grad_(False)
             self.scores()  # what cannot be had is known at once
         with torch.no_grad():
             self.plan = Plan(recipe, span, float(self.pruned.penalty()), self.target)
@@ -332,10 +332,13 @@ class Surrogate:
         }
 
     def state(self) -> dict:
-        return {"left": self.left, "plan": [self.plan.start, self.plan.target], "alive": self.pruned.alive.int().tolist()}
+        pruned = self.pruned
+        plan = [self.plan.start, self.plan.target]
+        return {"left": self.left, "plan": plan, "alive": pruned.alive.int().tolist(), "starts": pruned.starts.tolist()}
 
     def restore(self, state: dict) -> None:
         self.left, (self.plan.start, self.plan.target) = state["left"], state["plan"]
+        self.pruned.starts.copy_(torch.tensor(state["starts"]))  # those of the weights as they were when masks began
         self.pruned.alive.copy_(torch.tensor(state["alive"], dtype=torch.bool))
         if self.left:
             self.pruned.project()
@@ -406,6 +409,8 @@ class Staged:
 
     def __init__(self, model: nn.Module, example: Tensor, recipe: Recipe, span: Span) -> None:
         self.example, self.span = example, span
+        if recipe.then == "quantize" and not recipe.target_bits:
+            raise InputError("then=quantize: mean bits of a weight are needed, as --target-bits 4 or target_bits=4")
         changes = {"method": recipe.then, "then": "", "target_flops": 0.0, "target_latency_ms": 0.0, "init": "from_weights"}
         self.recipe = replace(recipe, **changes, **(TRAINED if recipe.init == "random" else {}))
         self.masks, self.second, self.begin = Surrogate(model, example, recipe, span), None, 0

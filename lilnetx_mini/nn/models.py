@@ -387,15 +387,17 @@ MOBILENET_V3_SMALL = (
 class MobileNetV3(nn.Module):
     """MobileNetV3 (Howard et al. 2019), in torchvision's layout and with its state-dict names.
 
-    rows  MOBILENET_V3_LARGE or MOBILENET_V3_SMALL
-    last  width of the dense layer before the classes
+    rows   MOBILENET_V3_LARGE or MOBILENET_V3_SMALL
+    last   width of the dense layer before the classes
+    width  multiplies all channels, of that layer too
     """
 
-    def __init__(self, rows: tuple[tuple, ...], last: int, classes: int) -> None:
+    def __init__(self, rows: tuple[tuple, ...], last: int, classes: int, width: float) -> None:
         super().__init__()
-        into = 16
+        into, last = _eighths(16 * width), _eighths(last * width)
         layers: list[nn.Module] = [_unit(3, into, 3, 2, act=nn.Hardswish, **V3_NORM)]
         for kernel, inner, out, gated, hard, stride in rows:
+            inner, out = _eighths(inner * width), _eighths(out * width)
             act, gate = nn.Hardswish if hard else nn.ReLU, SqueezeExcite(inner, _eighths(inner // 4)) if gated else None
             layers.append(GatedResidual(into, inner, out, kernel, stride, act, gate, V3_NORM))
             into = out
@@ -410,14 +412,14 @@ class MobileNetV3(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def mobilenet_v3_small(classes: int = 1000) -> MobileNetV3:
-    """2,542,856 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
-    return MobileNetV3(MOBILENET_V3_SMALL, 1024, classes)
+def mobilenet_v3_small(classes: int = 1000, width: float = 1.0) -> MobileNetV3:
+    """2,542,856 parameters at width 1. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return MobileNetV3(MOBILENET_V3_SMALL, 1024, classes, width)
 
 
-def mobilenet_v3_large(classes: int = 1000) -> MobileNetV3:
-    """5,483,032 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
-    return MobileNetV3(MOBILENET_V3_LARGE, 1280, classes)
+def mobilenet_v3_large(classes: int = 1000, width: float = 1.0) -> MobileNetV3:
+    """5,483,032 parameters at width 1. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return MobileNetV3(MOBILENET_V3_LARGE, 1280, classes, width)
 
 
 # factor inside, kernel, channels, blocks, stride of the first (Tan and Le 2019, table 1)
@@ -435,14 +437,16 @@ EFFICIENTNET_B0 = (
 class EfficientNet(nn.Module):
     """EfficientNet-B0 (Tan and Le 2019), in torchvision's layout and with its state-dict names.
 
-    drop  probability of the last block's shortcut; it rises from 0 linearly with depth
+    width  multiplies all channels
+    drop   probability of the last block's shortcut; it rises from 0 linearly with depth
     """
 
-    def __init__(self, classes: int, drop: float = 0.2) -> None:
+    def __init__(self, classes: int, width: float, drop: float = 0.2) -> None:
         super().__init__()
-        into, layers, done, count = 32, [_unit(3, 32, 3, 2, act=nn.SiLU)], 0, sum(row[3] for row in EFFICIENTNET_B0)
-        for factor, kernel, out, blocks, stride in EFFICIENTNET_B0:
-            stage = []
+        into, last, done, count = _eighths(32 * width), _eighths(1280 * width), 0, sum(row[3] for row in EFFICIENTNET_B0)
+        layers: list[nn.Module] = [_unit(3, into, 3, 2, act=nn.SiLU)]
+        for factor, kernel, channels, blocks, stride in EFFICIENTNET_B0:
+            stage, out = [], _eighths(channels * width)
             for b in range(blocks):
                 inner = into * factor
                 gate = SqueezeExcite(inner, into // 4, F.silu, torch.sigmoid)
@@ -450,8 +454,8 @@ class EfficientNet(nn.Module):
                 stage.append(GatedResidual(into, inner, out, kernel, stride if b == 0 else 1, nn.SiLU, gate, drop=chance))
                 into, done = out, done + 1
             layers.append(nn.Sequential(*stage))
-        self.features = nn.Sequential(*layers, _unit(into, 1280, 1, act=nn.SiLU))
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+        self.features = nn.Sequential(*layers, _unit(into, last, 1, act=nn.SiLU))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
         _start(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -459,9 +463,9 @@ class EfficientNet(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def efficientnet_b0(classes: int = 1000) -> EfficientNet:
-    """5,288,548 parameters. Input (N, 3, 224, 224); state-dict names as in torchvision."""
-    return EfficientNet(classes)
+def efficientnet_b0(classes: int = 1000, width: float = 1.0) -> EfficientNet:
+    """5,288,548 parameters at width 1. Input (N, 3, 224, 224); state-dict names as in torchvision."""
+    return EfficientNet(classes, width)
 
 
 BUCKETS = 4  # of texts by their lengths
