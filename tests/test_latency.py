@@ -167,7 +167,7 @@ def digits_table(model, x, base=0.0):
 @pytest.mark.parametrize("round_to", [1, 4])
 def test_with_a_table_masks_count_milliseconds_and_cut_to_a_share_of_them(round_to):
     model, x = models.digits_resnet(), torch.zeros(1, 1, 8, 8)
-    pruned = prune(model, x, table=digits_table(model, x, base=0.2))
+    pruned = prune(model, x, start="ones", table=digits_table(model, x, base=0.2))
     assert pruned.penalty().item() == pytest.approx(1, abs=1e-3)
     counts = pruned.counts()
     assert counts.dense_ms == pytest.approx(0.2 + 1e-6 * counts.dense_macs) and counts.ms == counts.dense_ms

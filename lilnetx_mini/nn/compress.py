@@ -110,6 +110,9 @@ def _way(asked: dict[str, float], settings: dict[str, object], table: object) ->
     """The method that gets there, and what follows its cut; settings may name another method."""
     if not asked:
         raise InputError("compress: a target is needed, such as target_flops=0.5, target_latency_ms=3, target_size=40_000 or target_bits=4")
+    for pair in (("target_size", "target_bits"), ("target_flops", "target_latency_ms")):
+        if set(pair) <= asked.keys():
+            raise InputError(f"{' and '.join(pair)}: a network can have one of them")
     last = "lilnetx" if "target_size" in asked else "quantize" if "target_bits" in asked else ""
     cut = asked.keys() & {"target_flops", "target_latency_ms"}
     first = str(settings.get("method", "prune" if cut else last))
@@ -119,9 +122,6 @@ def _way(asked: dict[str, float], settings: dict[str, object], table: object) ->
     }.get(first, set(asked))  # fmt: skip
     if wrong := sorted(asked.keys() - reached):
         raise InputError(f"method={first}: it does not lead to {' and '.join(wrong)}")
-    for pair in (("target_size", "target_bits"), ("target_flops", "target_latency_ms")):
-        if set(pair) <= asked.keys():
-            raise InputError(f"{' and '.join(pair)}: a network can have one of them")
     if "latency_table" in settings or (table and "target_latency_ms" not in asked):
         raise InputError("a latency table is given as table=, and goes with target_latency_ms=")
     early = {"arrival": str(EARLY)} if first == "prune" else {}
