@@ -52,7 +52,7 @@ RecipeArgument = Annotated[
     str,
     typer.Argument(
         help="digits, mnist_lenet300, mnist_lenet5, cifar10_resnet20, cifar10_resnet20x4, cifar10_vgg16, cifar100_resnet20x4, "
-        "imagenet_resnet18, imagenet_resnet50 or imagenet_mobilenetv2"
+        "imagenet_resnet18, imagenet_resnet50, imagenet_mobilenetv2 or sst2_encoder"
     ),
 ]
 OutOption = Annotated[

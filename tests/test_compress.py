@@ -1,10 +1,12 @@
 """The whole job in one call: what comes back, what is left alone, what is refused."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_latency import digits_table, stopwatch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -81,13 +83,26 @@ def test_bits(digits):
     assert torch.allclose(steps, steps.round(), atol=0.05) and len(row.unique()) < len(row)
 
 
-def test_milliseconds(digits, tmp_path):
+def test_milliseconds(digits, tmp_path, monkeypatch):
     model, (x, y), _ = digits
-    table = latency.measure(model, x[:1], "torch", runs=3, progress=False)
-    table.save(tmp_path / "table.json")
-    asked = 0.9 * latency.milliseconds({"": model}, x[:1], "torch")[""]
+    digits_table(model, x[:1]).save(tmp_path / "table.json")
+    monkeypatch.setattr(latency, "milliseconds", stopwatch(1.2, timed := []))
+    asked = 0.6 * 1.2e-6 * macs(model, x)
     made = compress(model, (x, y), target_latency_ms=asked, table=tmp_path / "table.json", **QUICK | {"epochs": 2})
-    assert macs(made.model, x) < macs(model, x) and made.metrics[-1]["measured_ms"] > 0
+    assert made.metrics[-1]["measured_ms"] == pytest.approx(asked, rel=0.05) and made.metrics[-1]["measured_ms"] in timed
+    assert macs(made.model, x) / macs(model, x) == pytest.approx(0.6, rel=0.05)
+
+
+def test_a_table_that_is_there_counts_for_its_runtime_only(digits, tmp_path, monkeypatch):
+    model, (x, y), _ = digits
+    digits_table(model, x[:1]).save(tmp_path / "latency.json")  # of torch
+    monkeypatch.setattr(latency, "milliseconds", stopwatch(1.0, []))
+    monkeypatch.setattr(latency, "measure", lambda *_, **__: replace(digits_table(model, x[:1]), runtime="lilnetx"))
+    asked = {"target_latency_ms": 0.6e-6 * macs(model, x), "folder": tmp_path, **QUICK, "epochs": 1}
+    compress(model, (x, y), **asked, runtime="torch")
+    assert latency.load(tmp_path / "latency.json").runtime == "torch"
+    compress(model, (x, y), **asked | {"folder": tmp_path / "other"}, runtime="lilnetx")
+    assert latency.load(tmp_path / "other" / "latency.json").runtime == "lilnetx"
 
 
 def test_a_folder_keeps_a_run_and_refuses_that_of_another_network(digits, tmp_path):
